@@ -1,0 +1,206 @@
+# Mixtral inside SQLite: one engine in C. `make help` lists the targets.
+#
+# Variables:  CC, CFLAGS       the compiler and its optimisation (default: cc, -O2 -g)
+#             MODEL            a GGUF file for `make demo` (default: the one that `make model` fetches)
+#             PREFIX, DESTDIR  where `make install` puts things (default: /usr/local)
+#             WERROR=1         warnings are errors
+#             SAN=address,...  build with these sanitizers, into a folder of its own
+#             FUZZ_SECONDS     for each target of `make fuzz` (default: 60)
+
+MAKEFLAGS    += --no-print-directory
+CFLAGS       ?= -O2 -g
+PREFIX       ?= /usr/local
+FUZZ_SECONDS ?= 60
+comma        := ,
+SAN_DIR      := $(subst $(comma),-,$(SAN))
+BUILD        := build$(if $(SAN),/$(SAN_DIR))
+OBJ          := $(BUILD)/obj
+MACHINE      := $(firstword $(subst -, ,$(shell $(CC) -dumpmachine 2>/dev/null)))
+
+# ---- Flags --------------------------------------------------------------------------------------------------------
+
+# C11 with the GNU and Linux interfaces (futex, memfd, accept4, ...).
+FLAGS := -std=c11 -D_GNU_SOURCE
+FLAGS += -Wall -Wextra -Wshadow $(if $(WERROR),-Werror)
+# Headers are named from core/; -iquote keeps core/error.h from hiding the system's <error.h>.
+FLAGS += -iquote core
+# The same objects go into the program and into shared libraries, which export nothing by accident.
+FLAGS += -fPIC -fvisibility=hidden
+# No multiply-add is fused behind our back: a result must not depend on how a loop was compiled ("Same answer").
+FLAGS += -ffp-contract=off
+# sqrtf and friends set no errno, so they are instructions instead of calls.
+FLAGS += -fno-math-errno
+FLAGS += -pthread
+ifneq ($(SAN),)
+FLAGS += -fsanitize=$(SAN) -fno-sanitize-recover=all -fno-omit-frame-pointer
+endif
+# -MMD -MP: each object leaves a list of the headers it was made from.
+COMPILE = $(CC) $(FLAGS) $(CPPFLAGS) $(CFLAGS) -MMD -MP
+LIBS   := -lsodium -ljansson -lpcre2-8 -pthread -lm
+
+# An instruction set is one file with its own flags, chosen at run time: nothing is built for the machine at hand.
+# -O3 vectorises and unrolls the inner loops of kernels; elsewhere it only makes code bigger. Sanitizers make of these big
+# inlined functions minutes of compiling: -O1 for them, and none for fuzzing, which feeds files and frames, not kernels.
+ifneq ($(findstring fuzzer,$(SAN)),)
+KERNEL := -O1 -fno-sanitize=all
+else
+KERNEL := $(if $(SAN),-O1,-O3)
+endif
+AVX2   := -mavx2 -mfma -mf16c
+AVX512 := $(AVX2) -mavx512f -mavx512bw -mavx512dq -mavx512vl
+$(OBJ)/core/math/kernels_%.o:          KERNEL_FLAGS = $(KERNEL)
+$(OBJ)/core/math/kernels_avx2.o:       KERNEL_FLAGS = $(KERNEL) $(AVX2)
+$(OBJ)/core/math/kernels_avx512.o:     KERNEL_FLAGS = $(KERNEL) $(AVX512)
+$(OBJ)/core/math/kernels_avx512vnni.o: KERNEL_FLAGS = $(KERNEL) $(AVX512) -mavx512vnni
+
+# ---- What is built ------------------------------------------------------------------------------------------------
+
+SOURCES := $(sort $(wildcard core/*.c core/*/*.c))
+CLI     := $(filter core/cli/%,$(SOURCES))
+CORE    := $(filter-out core/cli/%,$(SOURCES))
+SQLITE  := $(sort $(wildcard sqlite_extension/*.c))
+UNIT    := $(sort $(wildcard tests/*/test_*.c))
+FUZZ    := $(sort $(wildcard tests/fuzz/fuzz_*.c))
+ifeq ($(filter x86_64,$(MACHINE)),)
+CORE := $(filter-out core/math/kernels_avx%,$(CORE))
+endif
+ifeq ($(filter aarch64,$(MACHINE)),)
+CORE := $(filter-out core/math/kernels_neon%,$(CORE))
+endif
+
+objects = $(patsubst %.c,$(OBJ)/%.o,$(1))
+LIBRARY := $(BUILD)/libmixtral.a
+TOOLS   := $(sort $(wildcard tests/tools/*.c))
+TESTS   := $(patsubst %.c,$(BUILD)/%,$(UNIT) $(TOOLS))
+FUZZERS := $(patsubst tests/fuzz/%.c,$(BUILD)/%,$(FUZZ))
+
+all: $(BUILD)/mixtral $(BUILD)/mixtral.so  ## the program build/mixtral and the SQLite extension build/mixtral.so
+
+$(LIBRARY): $(call objects,$(CORE))
+	@rm -f $@
+	$(AR) rcs $@ $^
+
+$(BUILD)/mixtral: $(call objects,$(CLI)) $(LIBRARY)
+	$(CC) $(FLAGS) $(CFLAGS) $(LDFLAGS) -o $@ $^ $(LIBS)
+
+# The entry point is the only symbol that leaves the library, and every symbol must be found now, not when a user
+# loads it. nodelete: closing the last connection unloads an extension, which would pull the code from under the
+# engine's threads.
+$(BUILD)/mixtral.so: $(call objects,$(SQLITE)) $(LIBRARY) sqlite_extension/exports.map
+	$(CC) $(FLAGS) $(CFLAGS) $(LDFLAGS) -shared -Wl,-z,nodelete $(if $(SAN),,-Wl$(comma)--no-undefined) \
+	    -Wl,--version-script=sqlite_extension/exports.map -o $@ $(filter-out %.map,$^) $(LIBS)
+
+$(OBJ)/%.o: %.c $(OBJ)/flags | $(OBJ)/headers
+	@mkdir -p $(@D)
+	$(COMPILE) $(KERNEL_FLAGS) -c -o $@ $<
+
+# Other flags, other objects.
+$(OBJ)/flags: FORCE
+	@mkdir -p $(@D)
+	@echo '$(COMPILE)' | cmp -s - $@ || echo '$(COMPILE)' > $@
+
+# Says which Debian package brings a header that is missing, before the compiler says it once a file.
+$(OBJ)/headers: tests/install.sh
+	@mkdir -p $(@D)
+	@CC='$(CC) $(CPPFLAGS)' tests/install.sh --headers
+	@touch $@
+
+# ---- Use ----------------------------------------------------------------------------------------------------------
+
+# `make demo` and `make check` install what is missing first, and build after that.
+SUBMAKE = $(MAKE) $(if $(filter -j%,$(MAKEFLAGS)),,-j$(shell nproc))
+
+model:  ## fetch the default model if it is missing; prints its path as the last line
+	@tests/fetch.sh model
+
+demo:  ## install what is missing, build, fetch the model, and ask it questions in the sqlite3 shell
+	@tests/install.sh demo
+	@$(SUBMAKE) all
+	@MODEL='$(MODEL)' tests/demo/run
+
+check:  ## install what is missing, build, and run every test
+	@tests/install.sh demo check
+	@$(SUBMAKE) all tests fuzzers
+	@BUILD='$(BUILD)' tests/run
+
+check-asan:  ## the tests under AddressSanitizer and UndefinedBehaviorSanitizer
+	@tests/install.sh demo check
+	@$(SUBMAKE) SAN=address,undefined all tests
+	@BUILD=build/address-undefined SAN=address,undefined tests/run
+
+check-tsan:  ## the tests under ThreadSanitizer
+	@tests/install.sh demo check
+	@$(SUBMAKE) SAN=thread all tests
+	@BUILD=build/thread SAN=thread tests/run
+
+fuzz:  ## run every fuzz target for FUZZ_SECONDS
+	@tests/install.sh demo check
+	@$(SUBMAKE) all fuzzers
+	@tests/fuzz/run $(FUZZ_SECONDS)
+
+soak:  ## the long tests: fuzz targets for 10 minutes each, 10,000 chats in one process
+	@tests/install.sh demo check
+	@$(SUBMAKE) all fuzzers
+	@tests/soak.sh
+
+bench: all  ## measure speed on this machine
+	@tests/bench/run
+
+install: all  ## into $(DESTDIR)$(PREFIX): the program, the SQLite extension, the library and its header
+	install -D -m 755 $(BUILD)/mixtral $(DESTDIR)$(PREFIX)/bin/mixtral
+	install -D -m 755 $(BUILD)/mixtral.so $(DESTDIR)$(PREFIX)/lib/sqlite3/mixtral.so
+	install -D -m 644 $(BUILD)/libmixtral.a $(DESTDIR)$(PREFIX)/lib/libmixtral.a
+	install -D -m 644 core/mx.h $(DESTDIR)$(PREFIX)/include/mx.h
+
+uninstall:  ## remove what install put there
+	rm -f $(addprefix $(DESTDIR)$(PREFIX)/,bin/mixtral lib/sqlite3/mixtral.so lib/libmixtral.a include/mx.h)
+
+clean:  ## remove everything that was built
+	rm -rf build
+
+help:  ## this list
+	@awk -F ':.*  ## ' '/^[a-z-]+:.*  ## / {printf "  %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@awk '/^# Variables:/,/^$$/ {sub(/^# ?/, ""); print}' $(firstword $(MAKEFILE_LIST)) | sed '/^$$/d'
+
+# ---- Tests --------------------------------------------------------------------------------------------------------
+
+# cmocka programs and the tests' tools: tests/FOLDER/NAME.c becomes build/tests/FOLDER/NAME.
+$(BUILD)/tests/%: $(OBJ)/tests/%.o $(LIBRARY)
+	@mkdir -p $(@D)
+	$(CC) $(FLAGS) $(CFLAGS) $(LDFLAGS) -o $@ $^ -lcmocka -lsqlite3 $(LIBS)
+
+# The AVX-512 kernels on a machine without AVX-512: compiled once more against a plain C model of the instructions.
+MODELLED := $(OBJ)/tests/unit/modelled
+ifneq ($(filter x86_64,$(MACHINE)),)
+TESTS += $(BUILD)/tests/unit/test_kernels_avx512
+endif
+$(BUILD)/tests/unit/test_kernels_avx512: $(MODELLED)/test_kernels.o $(MODELLED)/kernels_avx512.o \
+        $(MODELLED)/kernels_avx512vnni.o $(LIBRARY)
+	@mkdir -p $(@D)
+	$(CC) $(FLAGS) $(CFLAGS) $(LDFLAGS) -o $@ $^ -lcmocka $(LIBS)
+
+$(MODELLED)/kernels_%.o: core/math/kernels_%.c $(OBJ)/flags
+	@mkdir -p $(@D)
+	$(COMPILE) -O1 -g0 -w -Wno-psabi $(AVX2) -DSIMDE_ENABLE_NATIVE_ALIASES -include tests/unit/model_of_avx512.h -c -o $@ $<
+
+$(MODELLED)/test_kernels.o: tests/unit/test_kernels.c $(OBJ)/flags
+	@mkdir -p $(@D)
+	$(COMPILE) -DMX_TEST_MODEL_OF_AVX512 -c -o $@ $<
+
+tests: $(TESTS)
+
+# libFuzzer is clang's: the core is built once more, by clang, with its coverage and the sanitizers, into build/fuzz.
+fuzzers:
+	@$(MAKE) BUILD=build/fuzz CC=clang SAN=fuzzer-no-link,address,undefined fuzz-targets
+
+fuzz-targets: $(FUZZERS)
+
+$(BUILD)/fuzz_%: $(OBJ)/tests/fuzz/fuzz_%.o $(LIBRARY)
+	$(CC) $(FLAGS) -fsanitize=fuzzer $(CFLAGS) $(LDFLAGS) -o $@ $^ $(LIBS)
+
+.PHONY: all model demo check check-asan check-tsan fuzz soak bench install uninstall clean help tests fuzzers \
+        fuzz-targets FORCE
+.SECONDARY:
+.DELETE_ON_ERROR:
+
+-include $(shell find $(OBJ) -name '*.d' 2>/dev/null)

@@ -1,0 +1,85 @@
+/*
+ * main.c: `mixtral COMMAND ...`: the table of subcommands.
+ */
+#include "cli.h"
+
+#include <errno.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+static const struct {
+    const char *name;
+    int (*run)(int argc, char **argv);
+    const char *arguments, *summary;
+} commands[] = {
+    {"info", mx_cmd_info, "MODEL", "what a model file is, and the memory it takes"},
+    {"chat", mx_cmd_chat, "MODEL [OPTIONS]", "a conversation; Ctrl-C stops an answer, Ctrl-D ends"},
+    {"complete", mx_cmd_complete, "MODEL PROMPT [OPTIONS]", "the text that follows a prompt"},
+    {"embed", mx_cmd_embed, "MODEL TEXT [OPTIONS]", "a text's unit vector, as a JSON array"},
+    {"tokenize", mx_cmd_tokenize, "MODEL TEXT | MODEL --lines", "a text's token ids"},
+    {"logits", mx_cmd_logits, "MODEL --tokens FILE --out FILE", "the raw output for given ids"},
+    {"bench", mx_cmd_bench, "MODEL [--threads N] [--prompt N] [--tokens N] [--json]", "tokens per second"},
+    {"synth", mx_cmd_synth, "FILE [GEOMETRY]", "a model of random weights, for measuring"},
+};
+
+#define N_COMMANDS (sizeof(commands) / sizeof(commands[0]))
+
+int mx_cli_fail(const char *format, ...)
+{
+    va_list args;
+
+    fflush(stdout);
+    fputs("mixtral: ", stderr);
+    va_start(args, format);
+    vfprintf(stderr, format, args);
+    va_end(args);
+    fputc('\n', stderr);
+    return 1;
+}
+
+bool mx_cli_int(const char *text, int min, int max, int *value)
+{
+    char *end;
+    long number;
+
+    errno = 0;
+    number = strtol(text, &end, 10);
+    if (end == text || *end || errno || number < min || number > max)
+        return false;
+    *value = (int)number;
+    return true;
+}
+
+static int help(void)
+{
+    printf("usage: mixtral COMMAND ...\n\n");
+    for (size_t i = 0; i < N_COMMANDS; i++)
+        printf("  %-9s %-55s %s\n", commands[i].name, commands[i].arguments, commands[i].summary);
+    printf("  %-9s %-55s %s\n", "version", "", "this program's version");
+    printf("\nMODEL is a GGUF file; chat, complete and embed also take unix:PATH, the socket of an engine elsewhere.\n"
+           "Options of chat, complete and embed:\n"
+           "  --threads N --context N --kv-pool BYTES --kernels NAME    of an engine opened here\n"
+           "  --system TEXT --template NAME --max-tokens N --temperature X --top-k N --top-p X --seed N\n"
+           "  --option NAME=VALUE                                       any option of a request\n"
+           "  --json                                                    complete: the whole result\n");
+    return 0;
+}
+
+int main(int argc, char **argv)
+{
+    const char *name = argc > 1 ? argv[1] : "help";
+
+    if (strcmp(name, "help") == 0 || strcmp(name, "--help") == 0)
+        return help();
+    if (strcmp(name, "version") == 0 || strcmp(name, "--version") == 0) {
+        printf("mixtral %s\n", MX_VERSION);
+        return 0;
+    }
+    for (size_t i = 0; i < N_COMMANDS; i++) {
+        if (strcmp(name, commands[i].name) == 0)
+            return commands[i].run(argc - 1, argv + 1);
+    }
+    return mx_cli_fail("there is no command %s; `mixtral help` lists them", name);
+}

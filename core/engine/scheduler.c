@@ -1,0 +1,783 @@
+/*
+ * scheduler.c: requests in, steps of the model, pieces out.
+ *
+ * Read run_step first: it is all that the scheduler's thread does. A request enters through the
+ * inbox. Its sequences (choices) wait in the queue, then run: in each step a running sequence
+ * computes the next tokens of its history that have no keys and values yet. There is no difference
+ * between reading a prompt, making a token and computing a preempted sequence again: when the last
+ * token of the history is computed, its logits give the next one.
+ *
+ * Order is age, the order of submission. The queue is admitted in order; when the pool is full, the
+ * youngest running sequence gives its blocks up and goes back into the queue, so that the oldest
+ * always gets on: nothing is lost and nothing starves. A sequence whose reader is behind makes no
+ * tokens, is passed over, and gives its blocks up first.
+ *
+ * Threads and locks. `lock` guards the inbox, the links of `active`, `stopping` and `roused`; it is
+ * held for moments, never during a step or a call of a sink. Any thread submits, cancels (a flag in
+ * the request) and reads the counters, which are atomics. All else is the scheduler's thread's
+ * alone. That thread is started by the first submission, so that a host may fork before; it is the
+ * first compute thread, and sleeps on `rouse` when there is nothing to do.
+ */
+#include <limits.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include "../error.h"
+#include "request.h"
+
+#define MAX_RUNNING 64              /* sequences that run: rows of logits */
+#define STEP_TOKENS 512             /* of a step, when nobody is waiting for the next piece */
+#define STREAMING_PROMPT_TOKENS 128 /* prompt tokens of a step, when somebody is */
+
+typedef struct {
+    atomic_llong waiting, running, done, failed; /* requests */
+    atomic_llong prompt_tokens, completion_tokens, preemptions, steps;
+} counters;
+
+struct mx_scheduler {
+    /* Immutable after open. */
+    mx_scheduler_options options;
+    mx_request_limits limits;
+    mx_kv_pool *pool;
+    mx_threads *threads;
+    mx_forward *forward;
+    mx_sampler *sampler;
+
+    /* Under the lock. */
+    pthread_mutex_t lock;
+    pthread_cond_t rouse;
+    mx_request *inbox, **inbox_end; /* oldest first */
+    mx_request *active;             /* oldest first; its thread reads it without the lock */
+    uint64_t last_handle;
+    bool started, roused;
+    atomic_bool stopping; /* also read between layers */
+    pthread_t thread;
+
+    /* The scheduler's thread's. */
+    mx_sequence *queue;                /* oldest first */
+    mx_sequence *running[MAX_RUNNING]; /* [n_running], oldest first */
+    int n_running;
+    bool told_threads; /* that fewer have started */
+
+    /* The step at hand. */
+    mx_sequence *member[MAX_RUNNING]; /* [n_members] running ones that take tokens */
+    int n_members;
+    const int32_t *blocks[MAX_RUNNING]; /* [n_members] */
+    int32_t token[STEP_TOKENS], position[STEP_TOKENS], sequence[STEP_TOKENS];
+    uint8_t token_class[STEP_TOKENS], want[STEP_TOKENS];
+    float *logits;       /* [MAX_RUNNING][n_vocab] */
+    float *first_logits; /* [n_vocab] the same row for each choice of a request */
+    float *hidden;       /* [STEP_TOKENS][dim] */
+
+    counters count; /* any thread reads */
+};
+
+static void add(atomic_llong *counter, long long n)
+{
+    atomic_fetch_add_explicit(counter, n, memory_order_relaxed);
+}
+
+/* ---- The queue and the running ones -----------------------------------------------------------*/
+
+static void enqueue(mx_scheduler *s, mx_sequence *q)
+{
+    mx_sequence **link = &s->queue;
+
+    while (*link && mx_sequence_older(*link, q))
+        link = &(*link)->next;
+    q->next = *link;
+    *link = q;
+}
+
+static void dequeue(mx_scheduler *s, mx_sequence *q)
+{
+    mx_sequence **link = &s->queue;
+
+    while (*link && *link != q)
+        link = &(*link)->next;
+    if (*link)
+        *link = q->next;
+}
+
+static void start_running(mx_scheduler *s, mx_sequence *q)
+{
+    int i = s->n_running++;
+
+    for (; i > 0 && mx_sequence_older(q, s->running[i - 1]); i--)
+        s->running[i] = s->running[i - 1];
+    s->running[i] = q;
+}
+
+/* Takes it out of the running ones, with its blocks. */
+static void stop_running(mx_scheduler *s, mx_sequence *q)
+{
+    int kept = 0;
+
+    mx_sequence_release(q, s->pool);
+    for (int i = 0; i < s->n_running; i++)
+        if (s->running[i] != q)
+            s->running[kept++] = s->running[i];
+    s->n_running = kept;
+}
+
+/* Puts a running sequence back into the queue; its history is computed again when there is room. */
+static void preempt(mx_scheduler *s, mx_sequence *q)
+{
+    stop_running(s, q);
+    enqueue(s, q);
+    add(&s->count.preemptions, 1);
+}
+
+/* The youngest running sequence that holds blocks and whose reader is behind; NULL: none. */
+static mx_sequence *youngest_paused(mx_scheduler *s)
+{
+    for (int i = s->n_running - 1; i >= 0; i--)
+        if (s->running[i]->request->paused && s->running[i]->n_blocks > 0)
+            return s->running[i];
+    return NULL;
+}
+
+/* Who gives its blocks up so that an older one can grow: at worst the one that wants to grow
+ * itself. */
+static mx_sequence *choose_victim(mx_scheduler *s, mx_sequence *growing)
+{
+    mx_sequence *paused = youngest_paused(s);
+
+    if (paused)
+        return paused;
+    for (int i = s->n_running - 1; i >= 0; i--)
+        if (s->running[i]->n_blocks > 0 || s->running[i] == growing)
+            return s->running[i];
+    return growing;
+}
+
+/* ---- Between steps: who comes, who goes -------------------------------------------------------*/
+
+static void collect_new(mx_scheduler *s)
+{
+    mx_request *fresh, **end = &s->active;
+
+    pthread_mutex_lock(&s->lock);
+    fresh = s->inbox;
+    s->inbox = NULL;
+    s->inbox_end = &s->inbox;
+    s->roused = false;
+    while (*end)
+        end = &(*end)->next;
+    *end = fresh;
+    pthread_mutex_unlock(&s->lock);
+    for (mx_request *r = fresh; r; r = r->next)
+        enqueue(s, &r->sequences[0]);
+}
+
+/* The sink's last call, and the request is gone. */
+static void end_request(mx_scheduler *s, mx_request **link, const mx_error *error)
+{
+    mx_request *r = *link;
+
+    for (int i = 0; i < r->n; i++) {
+        dequeue(s, &r->sequences[i]);
+        stop_running(s, &r->sequences[i]);
+    }
+    add(r->begun ? &s->count.running : &s->count.waiting, -1);
+    add(error ? &s->count.failed : &s->count.done, 1);
+    mx_request_end(r, error);
+    pthread_mutex_lock(&s->lock); /* a canceller may be looking at it */
+    *link = r->next;
+    pthread_mutex_unlock(&s->lock);
+    mx_request_close(r);
+}
+
+static bool is_wanted(const mx_request *r, int64_t now)
+{
+    return !atomic_load(&r->cancelled) && now < r->deadline_ns;
+}
+
+/* Ends what is done, has failed, or is not wanted any more; asks the others' readers whether they
+ * keep up. */
+static void end_finished(mx_scheduler *s)
+{
+    int64_t now = mx_now_ns();
+
+    for (mx_request **link = &s->active; *link;) {
+        mx_request *r = *link;
+        mx_error error;
+
+        if (r->failure.status != MX_OK) {
+            end_request(s, link, &r->failure);
+        } else if (r->n_done == r->n) {
+            end_request(s, link, NULL);
+        } else if (atomic_load(&r->cancelled)) {
+            mx_fail(&error, MX_CANCELLED, NULL, "the request was cancelled");
+            end_request(s, link, &error);
+        } else if (!is_wanted(r, now)) {
+            mx_fail(&error, MX_TIMEOUT, "timeout_ms", "the request took longer than its %d ms",
+                    r->timeout_ms);
+            end_request(s, link, &error);
+        } else {
+            r->paused = r->sink.paused && r->sink.paused(r->sink.arg);
+            link = &r->next;
+        }
+    }
+}
+
+/* Blocks that a sequence takes, with the token that comes after its history. */
+static int blocks_to_go_on(const mx_sequence *q)
+{
+    return mx_blocks_for(q->n_history + (q->request->embed ? 0 : 1));
+}
+
+/* True if there is a place for it and, beside what the running ones still need for their histories,
+ * enough blocks. */
+static bool fits(const mx_scheduler *s, const mx_sequence *q)
+{
+    int total = mx_kv_pool_total(s->pool), places = q->request->begun ? 1 : q->request->n;
+    int64_t taken = mx_kv_pool_used(s->pool);
+    int64_t needed =
+        blocks_to_go_on(q) + places - 1; /* each other choice writes a block of its own */
+
+    for (int i = 0; i < s->n_running; i++) {
+        const mx_sequence *other = s->running[i];
+        if (!other->follows && blocks_to_go_on(other) > other->n_blocks)
+            taken += blocks_to_go_on(other) - other->n_blocks;
+    }
+    return s->n_running + places <= MAX_RUNNING &&
+           taken + (needed < total ? needed : total) <= total;
+}
+
+static void admit(mx_scheduler *s, mx_sequence *q)
+{
+    mx_request *r = q->request;
+
+    dequeue(s, q);
+    start_running(s, q);
+    if (r->begun)
+        return;
+    r->begun = true;
+    for (int i = 1; i < r->n; i++)
+        start_running(s, &r->sequences[i]);
+    add(&s->count.waiting, -1);
+    add(&s->count.running, 1);
+}
+
+/* In order: one that does not fit holds up those behind it. */
+static void admit_waiting(mx_scheduler *s)
+{
+    while (true) {
+        mx_sequence *q = s->queue, *victim;
+
+        while (q && q->request->paused)
+            q = q->next;
+        if (!q)
+            return;
+        if (fits(s, q)) {
+            admit(s, q);
+        } else {
+            victim = youngest_paused(s);
+            if (!victim)
+                return;
+            preempt(s, victim);
+        }
+    }
+}
+
+/* ---- Planning a step --------------------------------------------------------------------------*/
+
+static int pending(const mx_sequence *q)
+{
+    return q->follows || q->request->paused ? 0 : q->n_history - q->n_computed;
+}
+
+/* Tokens for each running sequence: first one for each that makes tokens, then chunks of histories,
+ * oldest first. */
+static void share_out_budget(mx_scheduler *s)
+{
+    int n_making = 0, budget = STEP_TOKENS;
+
+    for (int i = 0; i < s->n_running; i++) {
+        mx_sequence *q = s->running[i];
+        q->take = pending(q) == 1 && mx_sequence_generated(q) > 0 ? 1 : 0;
+        n_making += q->take;
+    }
+    if (n_making > 0)
+        budget = STREAMING_PROMPT_TOKENS; /* MAX_RUNNING and this fit in STEP_TOKENS */
+    for (int i = 0; i < s->n_running; i++) {
+        mx_sequence *q = s->running[i];
+        if (q->take > 0)
+            continue;
+        q->take = pending(q) < budget ? pending(q) : budget;
+        budget -= q->take;
+    }
+}
+
+/* Blocks for what each takes, oldest first: whoever gives way is younger, or paused and takes
+ * nothing. */
+static void find_blocks(mx_scheduler *s)
+{
+    mx_sequence *before[MAX_RUNNING];
+    int n = s->n_running;
+
+    memcpy(before, s->running, sizeof before);
+    for (int i = 0; i < n; i++) {
+        mx_sequence *q = before[i];
+        while (q->take > 0 && !mx_sequence_grow(q, s->pool)) /* a preempted one takes nothing */
+            preempt(s, choose_victim(s, q));
+    }
+}
+
+static void plan_step(mx_scheduler *s)
+{
+    share_out_budget(s);
+    find_blocks(s);
+    s->n_members = 0;
+    for (int i = 0; i < s->n_running; i++)
+        if (s->running[i]->take > 0)
+            s->member[s->n_members++] = s->running[i];
+}
+
+/* ---- Computing a step -------------------------------------------------------------------------*/
+
+static bool gives_logits(const mx_sequence *q)
+{
+    return !q->request->embed && q->n_computed + q->take == q->n_history;
+}
+
+static int fill_batch(mx_scheduler *s)
+{
+    int n = 0;
+
+    for (int m = 0; m < s->n_members; m++) {
+        const mx_sequence *q = s->member[m];
+        const mx_request *r = q->request;
+
+        s->blocks[m] = q->blocks;
+        for (int i = 0; i < q->take; i++, n++) {
+            int position = q->n_computed + i;
+            s->token[n] = q->history[position];
+            s->position[n] = position;
+            s->sequence[n] = m;
+            s->token_class[n] =
+                position < r->n_prompt ? r->classes[position] : (uint8_t)MX_CLASS_DECODE;
+            s->want[n] = r->embed ? MX_WANT_HIDDEN : 0;
+        }
+        if (gives_logits(q))
+            s->want[n - 1] = MX_WANT_LOGITS;
+    }
+    return n;
+}
+
+/* Asked between layers: true if nobody wants any of the step's results. */
+static bool is_abandoned(void *arg)
+{
+    mx_scheduler *s = arg;
+    int64_t now = mx_now_ns();
+
+    for (int m = 0; m < s->n_members && !atomic_load(&s->stopping); m++)
+        if (is_wanted(s->member[m]->request, now))
+            return false;
+    return true;
+}
+
+static mx_status compute_step(mx_scheduler *s)
+{
+    mx_batch batch = {
+        .n_tokens = fill_batch(s),
+        .token = s->token,
+        .position = s->position,
+        .sequence = s->sequence,
+        .token_class = s->token_class,
+        .want = s->want,
+        .blocks = s->blocks,
+    };
+    mx_status status = mx_forward_step(s->forward, &batch, s->logits, s->hidden, is_abandoned, s);
+    int threads = mx_threads_count(s->threads);
+
+    add(&s->count.steps, 1);
+    if (threads < s->options.threads && !s->told_threads && s->options.log) {
+        char line[96];
+        snprintf(line, sizeof line, "only %d of %d compute threads could be started", threads,
+                 s->options.threads);
+        s->options.log(s->options.log_arg, MX_LOG_WARNING, line);
+        s->told_threads = true;
+    }
+    return status;
+}
+
+/* ---- Handing out a step's results -------------------------------------------------------------*/
+
+static void send_piece(const mx_sequence *q, const mx_piece *piece)
+{
+    const mx_sink *sink = &q->request->sink;
+
+    if (piece->bytes > 0)
+        sink->piece(sink->arg, q->choice, piece->text, piece->bytes);
+}
+
+static void finish_choice(mx_scheduler *s, mx_sequence *q, mx_finish finish)
+{
+    q->finish = finish;
+    q->done = true;
+    q->request->n_done++;
+    stop_running(s, q);
+}
+
+/* The choice ends without a stop string, unless what was held back completes one. */
+static void finish_text(mx_scheduler *s, mx_sequence *q, mx_finish finish)
+{
+    mx_piece piece;
+
+    if (mx_output_finish(q->output, &piece, &q->request->failure) != MX_OK)
+        return;
+    send_piece(q, &piece);
+    finish_choice(s, q, piece.stopped ? MX_FINISH_STOP : finish);
+}
+
+/* The next token from the logits of the last one. They are overwritten. */
+static void make_token(mx_scheduler *s, mx_sequence *q, float *logits)
+{
+    mx_request *r = q->request;
+    int generated = mx_sequence_generated(q);
+    mx_logprobs *logprobs = NULL;
+    mx_piece piece;
+    int32_t token;
+
+    if (r->sampling.top_logprobs >= 0 && !(logprobs = mx_sequence_next_logprobs(q))) {
+        mx_fail(&r->failure, MX_NOMEM, NULL, "out of memory for logprobs");
+        return;
+    }
+    token = mx_sampler_pick(s->sampler, &r->sampling, logits, q->history, (size_t)q->n_history,
+                            (size_t)generated, q->choice, logprobs);
+    if (!r->ignore_eos && mx_token_ends_turn(s->options.tokenizer, token)) {
+        finish_text(s, q, MX_FINISH_STOP);
+        return;
+    }
+    q->history[q->n_history++] = token;
+    add(&s->count.completion_tokens, 1);
+    if (mx_output_add(q->output, token, &piece, &r->failure) != MX_OK)
+        return;
+    send_piece(q, &piece);
+    if (piece.stopped)
+        finish_choice(s, q, MX_FINISH_STOP);
+    else if (generated + 1 == r->max_tokens)
+        finish_text(s, q, MX_FINISH_LENGTH);
+}
+
+static void note_first_token(mx_scheduler *s, mx_request *r)
+{
+    if (r->first_token_ns != 0)
+        return;
+    r->first_token_ns = mx_now_ns();
+    add(&s->count.prompt_tokens, r->n_prompt);
+}
+
+/* The prompt is computed: the other choices share its blocks and take their first tokens from the
+ * same logits. */
+static void fork_choices(mx_scheduler *s, mx_request *r, const float *logits)
+{
+    for (int i = 1; i < r->n; i++)
+        if (mx_sequence_fork(&r->sequences[i], s->pool, &r->failure) != MX_OK)
+            return;
+    for (int i = 1; i < r->n && r->failure.status == MX_OK; i++) {
+        memcpy(s->first_logits, logits, (size_t)s->limits.n_vocab * sizeof *logits);
+        make_token(s, &r->sequences[i], s->first_logits);
+    }
+}
+
+static void hand_out_embedding(mx_scheduler *s, mx_sequence *q, const float *hidden, int n)
+{
+    mx_request *r = q->request;
+
+    mx_request_add_hidden(r, hidden, n);
+    if (q->n_computed < q->n_history)
+        return;
+    note_first_token(s, r);
+    if (mx_request_finish_embedding(r, &r->failure) == MX_OK)
+        finish_choice(s, q, MX_FINISH_STOP);
+}
+
+static void hand_out_results(mx_scheduler *s)
+{
+    float *logits = s->logits;
+    const float *hidden = s->hidden;
+
+    for (int m = 0; m < s->n_members; m++) {
+        mx_sequence *q = s->member[m];
+        mx_request *r = q->request;
+        bool has_logits = gives_logits(q);
+        int n = q->take;
+
+        q->n_computed += n;
+        q->take = 0;
+        if (r->embed) {
+            hand_out_embedding(s, q, hidden, n);
+            hidden += (size_t)n * (size_t)s->limits.dim;
+        }
+        if (!has_logits)
+            continue;
+        note_first_token(s, r);
+        if (r->sequences[r->n - 1].follows)
+            fork_choices(s, r, logits);
+        if (r->failure.status == MX_OK)
+            make_token(s, q, logits);
+        logits += s->limits.n_vocab;
+    }
+}
+
+static void fail_members(mx_scheduler *s, mx_status status)
+{
+    for (int m = 0; m < s->n_members; m++)
+        mx_fail(&s->member[m]->request->failure, status, NULL, "a step of the model failed");
+}
+
+/* ---- The thread -------------------------------------------------------------------------------*/
+
+/* One step. False: there is nothing to compute until somebody rouses the scheduler. */
+static bool run_step(mx_scheduler *s)
+{
+    mx_status status;
+
+    collect_new(s);
+    end_finished(s);
+    admit_waiting(s);
+    plan_step(s);
+    if (s->n_members == 0)
+        return false;
+    status = compute_step(s);
+    if (status == MX_OK)
+        hand_out_results(s);
+    else if (status != MX_CANCELLED) /* abandoned: the next step ends its members */
+        fail_members(s, status);
+    return true;
+}
+
+/* Until something happens or the next request runs out of time. */
+static void rest(mx_scheduler *s)
+{
+    int64_t until = INT64_MAX;
+    struct timespec t;
+
+    for (const mx_request *r = s->active; r; r = r->next)
+        if (r->deadline_ns < until)
+            until = r->deadline_ns;
+    t = (struct timespec){.tv_sec = until / 1000000000, .tv_nsec = until % 1000000000};
+    pthread_mutex_lock(&s->lock);
+    while (!s->roused && mx_now_ns() < until)
+        if (until == INT64_MAX)
+            pthread_cond_wait(&s->rouse, &s->lock);
+        else
+            pthread_cond_timedwait(&s->rouse, &s->lock, &t);
+    pthread_mutex_unlock(&s->lock);
+}
+
+static void *run(void *arg)
+{
+    mx_scheduler *s = arg;
+    mx_error error;
+
+    while (!atomic_load(&s->stopping))
+        if (!run_step(s))
+            rest(s);
+    collect_new(s);
+    mx_fail(&error, MX_UNAVAILABLE, NULL, "the engine was closed");
+    while (s->active)
+        end_request(s, &s->active, &error);
+    return NULL;
+}
+
+static void rouse(mx_scheduler *s) /* under the lock */
+{
+    s->roused = true;
+    pthread_cond_signal(&s->rouse);
+}
+
+/* The host's signals are not ours to take. Under the lock. */
+static mx_status start_thread(mx_scheduler *s, mx_error *error)
+{
+    sigset_t all, before;
+    int rc;
+
+    if (s->started)
+        return MX_OK;
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &before);
+    rc = pthread_create(&s->thread, NULL, run, s);
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    if (rc != 0)
+        return mx_fail(error, MX_NOMEM, NULL, "cannot start the scheduler's thread: %s",
+                       strerror(rc));
+    pthread_setname_np(s->thread, "mixtral-step");
+    s->started = true;
+    return MX_OK;
+}
+
+/* ---- From other threads -----------------------------------------------------------------------*/
+
+static mx_status enter(mx_scheduler *s, mx_request *r, mx_error *error) /* under the lock */
+{
+    long long waiting = atomic_load(&s->count.waiting);
+    mx_status status;
+
+    if (atomic_load(&s->stopping))
+        return mx_fail(error, MX_UNAVAILABLE, NULL, "the engine is closed");
+    if (waiting >= s->options.max_queue)
+        return mx_fail(error, MX_BUSY, NULL, "the queue is full: %lld requests wait already",
+                       waiting);
+    status = start_thread(s, error);
+    if (status != MX_OK)
+        return status;
+    r->handle = ++s->last_handle;
+    *s->inbox_end = r;
+    s->inbox_end = &r->next;
+    add(&s->count.waiting, 1);
+    rouse(s);
+    return MX_OK;
+}
+
+mx_status mx_scheduler_submit(mx_scheduler *s, const mx_request_spec *spec, uint64_t *handle,
+                              mx_error *error)
+{
+    mx_request *r;
+    mx_status status = mx_request_open(spec, &s->limits, &r, error);
+
+    if (status != MX_OK)
+        return status;
+    pthread_mutex_lock(&s->lock);
+    status = enter(s, r, error);
+    if (status == MX_OK)
+        *handle = r->handle; /* once unlocked, it may end at any time */
+    pthread_mutex_unlock(&s->lock);
+    if (status != MX_OK)
+        mx_request_close(r);
+    return status;
+}
+
+void mx_scheduler_cancel(mx_scheduler *s, uint64_t handle)
+{
+    mx_request *lists[2];
+
+    pthread_mutex_lock(&s->lock);
+    lists[0] = s->inbox;
+    lists[1] = s->active;
+    for (int i = 0; i < 2; i++)
+        for (mx_request *r = lists[i]; r; r = r->next)
+            if (r->handle == handle)
+                atomic_store(&r->cancelled, true);
+    rouse(s);
+    pthread_mutex_unlock(&s->lock);
+}
+
+void mx_scheduler_wake(mx_scheduler *s)
+{
+    pthread_mutex_lock(&s->lock);
+    rouse(s);
+    pthread_mutex_unlock(&s->lock);
+}
+
+void mx_scheduler_get_stats(const mx_scheduler *s, mx_scheduler_stats *stats)
+{
+    int total = mx_kv_pool_total(s->pool), used = mx_kv_pool_used(s->pool);
+
+    *stats = (mx_scheduler_stats){
+        .requests_running = atomic_load(&s->count.running),
+        .requests_waiting = atomic_load(&s->count.waiting),
+        .requests_done = atomic_load(&s->count.done),
+        .requests_failed = atomic_load(&s->count.failed),
+        .kv_blocks_total = total,
+        .kv_blocks_used = used,
+        .kv_blocks_free = total - used,
+        .prompt_tokens = atomic_load(&s->count.prompt_tokens),
+        .completion_tokens = atomic_load(&s->count.completion_tokens),
+        .preemptions = atomic_load(&s->count.preemptions),
+        .steps = atomic_load(&s->count.steps),
+    };
+}
+
+/* ---- Open and close ---------------------------------------------------------------------------*/
+
+static mx_status open_parts(mx_scheduler *s, mx_error *error)
+{
+    const mx_scheduler_options *o = &s->options;
+    const mx_hparams *h = &o->model->hparams;
+    mx_kv_shape shape = {h->n_layers, h->n_kv_heads, h->head_dim};
+    size_t n_vocab = (size_t)h->n_vocab, dim = (size_t)h->dim;
+    int64_t pool_tokens;
+    mx_status status = mx_kv_pool_open(&shape, o->kv_pool_bytes, &s->pool, error);
+
+    if (status == MX_OK)
+        status = mx_threads_open(o->threads, &s->threads, error);
+    if (status == MX_OK)
+        status = mx_forward_open(o->model, o->kernels, s->threads, s->pool, STEP_TOKENS,
+                                 &s->forward, error);
+    if (status == MX_OK)
+        status = mx_sampler_open(h->n_vocab, &s->sampler, error);
+    if (status != MX_OK)
+        return status;
+    s->logits = malloc(MAX_RUNNING * n_vocab * sizeof *s->logits);
+    s->first_logits = malloc(n_vocab * sizeof *s->first_logits);
+    s->hidden = malloc(STEP_TOKENS * dim * sizeof *s->hidden);
+    if (!s->logits || !s->first_logits || !s->hidden)
+        return mx_fail(error, MX_NOMEM, NULL, "out of memory for %d rows of %d logits", MAX_RUNNING,
+                       h->n_vocab);
+    pool_tokens = (int64_t)mx_kv_pool_total(s->pool) * MX_KV_SPAN;
+    s->limits = (mx_request_limits){
+        .tokenizer = o->tokenizer,
+        .n_vocab = h->n_vocab,
+        .dim = h->dim,
+        .context = o->context,
+        .pool_tokens = pool_tokens < INT_MAX ? (int)pool_tokens : INT_MAX,
+    };
+    return MX_OK;
+}
+
+mx_status mx_scheduler_open(const mx_scheduler_options *options, mx_scheduler **scheduler,
+                            mx_error *error)
+{
+    mx_scheduler *s = calloc(1, sizeof *s);
+    pthread_condattr_t monotonic;
+    mx_status status;
+
+    *scheduler = NULL;
+    if (!s)
+        return mx_fail(error, MX_NOMEM, NULL, "out of memory for a scheduler");
+    s->options = *options;
+    s->inbox_end = &s->inbox;
+    pthread_mutex_init(&s->lock, NULL);
+    pthread_condattr_init(&monotonic);
+    pthread_condattr_setclock(&monotonic, CLOCK_MONOTONIC);
+    pthread_cond_init(&s->rouse, &monotonic);
+    pthread_condattr_destroy(&monotonic);
+    status = open_parts(s, error);
+    if (status == MX_OK)
+        *scheduler = s;
+    else
+        mx_scheduler_close(s);
+    return status;
+}
+
+void mx_scheduler_close(mx_scheduler *s)
+{
+    bool started;
+
+    if (!s)
+        return;
+    pthread_mutex_lock(&s->lock);
+    atomic_store(&s->stopping, true);
+    started = s->started;
+    rouse(s);
+    pthread_mutex_unlock(&s->lock);
+    if (started)
+        pthread_join(s->thread, NULL);
+    mx_forward_close(s->forward);
+    mx_threads_close(s->threads);
+    mx_kv_pool_close(s->pool);
+    mx_sampler_close(s->sampler);
+    free(s->logits);
+    free(s->first_logits);
+    free(s->hidden);
+    pthread_cond_destroy(&s->rouse);
+    pthread_mutex_destroy(&s->lock);
+    free(s);
+}

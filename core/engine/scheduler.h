@@ -1,0 +1,101 @@
+/*
+ * scheduler.h: many requests, one batch.
+ *
+ * The scheduler's thread is the first compute thread. Each step it takes the decode tokens of the running requests, fills
+ * the step's token budget with prompt tokens in chunks, runs the forward pass, samples, and hands each request its output through
+ * the request's sink. Requests join and leave between steps. Submitting and cancelling are safe from any thread.
+ */
+#ifndef MX_ENGINE_SCHEDULER_H
+#define MX_ENGINE_SCHEDULER_H
+
+#include "../model/tokenizer.h"
+#include "forward.h"
+#include "sampler.h"
+
+typedef struct mx_scheduler mx_scheduler;
+typedef struct mx_request mx_request;
+
+#define MX_CHOICES_MAX 16
+
+typedef enum { MX_FINISH_STOP, MX_FINISH_LENGTH } mx_finish;
+
+typedef struct { /* of one choice */
+    mx_finish finish;
+    const char *text; /* whole text, valid UTF-8, NUL-terminated */
+    size_t text_bytes;
+    int completion_tokens;
+    int n_logprobs;              /* 0, or one a generated token */
+    const int32_t *token;        /* [n_logprobs] */
+    const mx_logprobs *logprobs; /* [n_logprobs] */
+} mx_choice;
+
+typedef struct {
+    int n_choices;
+    const mx_choice *choices;
+    const float *embedding; /* [dim], of an embedding request; NULL otherwise */
+    int dim;
+    int prompt_tokens, cached_tokens, completion_tokens;
+    double first_token_ms, total_ms; /* from submission */
+    uint64_t seed;
+} mx_outcome;
+
+/* Where a request's output goes. Called on the scheduler's thread, never after `end`; must not block. */
+typedef struct {
+    void (*piece)(void *arg, int choice, const char *text, size_t bytes); /* whole UTF-8 characters */
+    void (*end)(void *arg, const mx_outcome *outcome, const mx_error *error); /* exactly one of the two is not NULL; once, last */
+    bool (*paused)(void *arg); /* true: the reader is behind; make no further tokens for now */
+    void *arg;
+} mx_sink;
+
+typedef struct { /* what a request asks for; mx_scheduler_submit copies everything */
+    bool embed;                 /* the mean of the hidden states, L2-normalised, instead of text */
+    const int32_t *tokens;      /* [n_tokens] prompt, BOS included */
+    const uint8_t *classes;     /* [n_tokens] mx_token_class */
+    size_t n_tokens;
+    mx_sampling sampling;
+    int n;                      /* choices, 1 .. MX_CHOICES_MAX */
+    int max_tokens;             /* 0: as many as the context holds */
+    bool ignore_eos;
+    const char *const *stop;    /* [n_stop] strings that end the text and are not part of it */
+    int n_stop;
+    bool strip_space;           /* a SentencePiece answer begins with an artificial space: take it off (chat, not complete) */
+    int timeout_ms;             /* 0: none */
+    mx_sink sink;
+} mx_request_spec;
+
+typedef struct {
+    const mx_model *model;
+    const mx_tokenizer *tokenizer;
+    const mx_kernels *kernels;
+    int threads;
+    int context;
+    int64_t kv_pool_bytes;
+    int max_queue;
+    void (*log)(void *arg, mx_log_level level, const char *line);
+    void *log_arg;
+} mx_scheduler_options;
+
+/* Allocates pool, arena and sampler; starts no thread. */
+mx_status mx_scheduler_open(const mx_scheduler_options *options, mx_scheduler **scheduler, mx_error *error);
+
+/* Ends every request with MX_UNAVAILABLE, joins the threads. Takes NULL. */
+void mx_scheduler_close(mx_scheduler *scheduler);
+
+/* Queues a request and returns a handle that lives until its sink's `end` has returned. Starts the threads on first use.
+ * MX_TOO_LARGE at once, with the numbers, when prompt and one token exceed the context or the pool; MX_BUSY when the queue is full. */
+mx_status mx_scheduler_submit(mx_scheduler *scheduler, const mx_request_spec *spec, uint64_t *handle, mx_error *error);
+
+/* The request ends with MX_CANCELLED at the end of the running step (between layers, when nobody wants any of its results).
+ * A handle that has ended is ignored. */
+void mx_scheduler_cancel(mx_scheduler *scheduler, uint64_t handle);
+void mx_scheduler_wake(mx_scheduler *scheduler); /* a paused sink may go on */
+
+typedef struct { /* a snapshot; never waits for computation */
+    int64_t requests_running, requests_waiting, requests_done, requests_failed;
+    int64_t kv_blocks_total, kv_blocks_used, kv_blocks_cached, kv_blocks_free;
+    int64_t prompt_tokens, cached_tokens, completion_tokens, preemptions, steps;
+} mx_scheduler_stats;
+
+void mx_scheduler_get_stats(const mx_scheduler *scheduler, mx_scheduler_stats *stats);
+
+#endif

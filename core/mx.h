@@ -1,0 +1,170 @@
+/*
+ * mx.h: the public interface of mixtral's core, and the only header a host includes.
+ *
+ * An engine holds one model: weights, KV pool, scheduler and their threads. There is one way to talk to it: a stream
+ * socket. A host opens a client on a socket's descriptor, sends a request and reads events; it waits on the
+ * descriptor in its own idiom (poll, WaitLatchOrSocket, an event loop), so that every wait can be cancelled.
+ *
+ *     mx_engine *engine;  mx_client *client;  mx_event event;  mx_error error;  uint32_t id;  int fd;
+ *
+ *     mx_engine_open("model.gguf", NULL, &engine, &error);
+ *     mx_engine_connect(engine, &fd, &error);
+ *     mx_client_open(fd, &client, &error);
+ *     mx_client_request(client, "{\"op\":\"chat\",\"prompt\":\"Hello\"}", &id, &error);
+ *     while (mx_client_next(client, &event, &error) ...)      MX_AGAIN: poll mx_client_fd for mx_client_events
+ *     mx_client_close(client);
+ *     mx_engine_close(engine);
+ *
+ * The core never exits, aborts, prints, reads the environment or touches signal handlers. Every function that can
+ * fail returns an mx_status and, where `error` is not NULL, fills it with a text that says what was expected and what
+ * came. Strings are UTF-8. Strings given to the core are copied; strings received belong to the object they came from
+ * and live until the next call on it.
+ *
+ * Same answer: a request's tokens depend on the request, its seed and the model file alone: not on what else is in the
+ * batch, nor on the number of threads. (On one machine: another instruction set rounds differently.)
+ *
+ * Copyright 2026 the mixtral authors. Licensed under the Apache License, Version 2.0.
+ */
+#ifndef MX_H
+#define MX_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define MX_VERSION "0.1.0"
+#define MX_PROTOCOL 1 /* of the socket; client and server must agree */
+
+/* What became of a call. A closed set: each host maps it to its own codes in one table. */
+typedef enum {
+    MX_OK = 0,
+    MX_AGAIN,       /* nothing yet: wait for the descriptor */
+    MX_BUSY,        /* the queue is full: try later */
+    MX_NOMEM,       /* out of memory */
+    MX_INVALID,     /* a request, option or argument is wrong */
+    MX_NOT_FOUND,   /* no such file, model, key or tensor */
+    MX_DENIED,      /* not allowed */
+    MX_TOO_LARGE,   /* exceeds the context, the pool or a limit */
+    MX_UNAVAILABLE, /* the engine is closed, gone or not reachable */
+    MX_CORRUPT,     /* a file's or a peer's bytes are not what the format allows */
+    MX_CANCELLED,   /* by the caller */
+    MX_TIMEOUT,     /* the request's own time limit, or a reader that stalled */
+    MX_IO,          /* the system refused to read, write or map */
+    MX_INTERNAL     /* our mistake */
+} mx_status;
+
+/* The status's name as it goes over the wire: "ok", "again", "busy", ...; never NULL. */
+const char *mx_status_name(mx_status status);
+
+typedef struct {
+    mx_status status;
+    char field[64]; /* the option, key or tensor at fault; "" if none */
+    char text[512]; /* one line: what was expected, what came, where */
+} mx_error;
+
+/* ---- Engine: one model, its threads and its memory --------------------------------------------------------------- */
+
+typedef struct mx_engine mx_engine;
+
+typedef enum { MX_LOG_ERROR, MX_LOG_WARNING, MX_LOG_INFO } mx_log_level;
+
+typedef struct {
+    int threads;              /* compute threads, 1 to 256; 0: physical cores within affinity mask and cgroup quota */
+    int context;              /* tokens per request; 0: the model's own */
+    int64_t kv_pool_bytes;    /* 0: one full context, or a quarter of the available memory where that is less */
+    int max_queue;            /* requests waiting before MX_BUSY; 0: 256 */
+    int stall_timeout_ms;     /* a reader that takes nothing for so long loses its request; 0: 60,000 */
+    const char *kernels;      /* "scalar", "avx2", "avx512"; NULL: the best this machine runs */
+    const char *name;         /* what requests call the model; NULL: general.name, or the file's base name */
+    void (*log)(void *arg, mx_log_level level, const char *line); /* any thread; NULL: silence */
+    void *log_arg;
+} mx_engine_options;
+
+/*
+ * Maps and checks the model file (or the first of a split) and starts the engine's I/O thread; compute threads start
+ * with the first request. `options` NULL or zeroed: defaults. On success *engine is the caller's to close.
+ * Errors: MX_NOT_FOUND, MX_CORRUPT, MX_INVALID (an option, or a model that is not built), MX_NOMEM, MX_IO.
+ */
+mx_status mx_engine_open(const char *path, const mx_engine_options *options, mx_engine **engine, mx_error *error);
+
+/* A new connection: *fd is the client's end of a socket pair, for mx_client_open. Any thread. */
+mx_status mx_engine_connect(mx_engine *engine, int *fd, mx_error *error);
+
+/* Cancels every request, joins the threads, unmaps. Takes NULL. Clients see MX_UNAVAILABLE. */
+void mx_engine_close(mx_engine *engine);
+
+/*
+ * In a child of fork: gives up the copy of an engine that belongs to the parent (closes the copied descriptors, frees
+ * nothing that a lost thread may hold). The parent's engine is not affected.
+ */
+void mx_engine_abandon(mx_engine *engine);
+
+/* ---- Client: a non-blocking state machine over one socket --------------------------------------------------------- */
+
+typedef struct mx_client mx_client;
+
+typedef enum {
+    MX_EVENT_PIECE,  /* a piece of generated text: whole UTF-8 characters */
+    MX_EVENT_RESULT, /* the request is done: `json` is its result object */
+    MX_EVENT_ERROR   /* the request failed: `error`; the connection lives on */
+} mx_event_type;
+
+typedef struct {
+    mx_event_type type;
+    uint32_t id;      /* the request's, from mx_client_request */
+    int choice;       /* PIECE: 0 .. n-1, of the request's option `n` */
+    const char *text; /* PIECE: NUL-terminated, text_bytes long; the client's, until its next call */
+    size_t text_bytes;
+    const char *json; /* RESULT: NUL-terminated JSON object; the client's, until its next call */
+    size_t json_bytes;
+    mx_error error;   /* ERROR */
+} mx_event;
+
+/* Takes over `fd` (also on failure) and makes it non-blocking. Does not wait. */
+mx_status mx_client_open(int fd, mx_client **client, mx_error *error);
+
+/* Connects to the unix socket at `path` (at most 107 bytes). Errors: MX_UNAVAILABLE, MX_INVALID, MX_NOMEM. */
+mx_status mx_client_connect(const char *path, mx_client **client, mx_error *error);
+
+/*
+ * Queues a request and sends what the socket takes. `json` is an object:
+ *   op        "chat", "complete", "embed", "tokenize", "detokenize", "token_count", "chunks", "models", "stats"
+ *   prompt    chat, complete: a string; or
+ *   messages  chat: array of {"role": "system"|"user"|"assistant", "content": string}
+ *   text      embed, tokenize, token_count, chunks: a string
+ *   tokens    detokenize: array of ids
+ *   size, overlap   chunks: tokens
+ *   options   object, see README; unknown names are errors
+ * *id names the request in later events. Errors: MX_INVALID (no JSON object), MX_TOO_LARGE, MX_UNAVAILABLE, MX_NOMEM.
+ *
+ * Results: chat and complete {"text", "finish_reason", "prompt_tokens", "cached_tokens", "completion_tokens",
+ * "first_token_ms", "total_ms", "seed", "model", "choices": [{"text", "finish_reason", "logprobs"?}]} where finish_reason is
+ * "stop" or "length"; embed {"embedding": [float], "tokens": n}; tokenize {"tokens": [{"id", "piece"}]}; detokenize {"text"};
+ * token_count {"count"}; chunks {"chunks": [{"text", "start", "end", "tokens"}]} (byte offsets); models {"models": [..]};
+ * stats: an object of figures.
+ */
+mx_status mx_client_request(mx_client *client, const char *json, uint32_t *id, mx_error *error);
+
+/* Asks the server to drop a request. Its last event (usually an ERROR with MX_CANCELLED) may still come. */
+mx_status mx_client_cancel(mx_client *client, uint32_t id, mx_error *error);
+
+/* The next event; MX_AGAIN when there is none yet; MX_UNAVAILABLE or MX_CORRUPT when the connection is lost. */
+mx_status mx_client_next(mx_client *client, mx_event *event, mx_error *error);
+
+/* The descriptor, and the poll(2) events to wait for on it (POLLIN, with POLLOUT while bytes are unsent). */
+int mx_client_fd(const mx_client *client);
+short mx_client_events(const mx_client *client);
+
+/* Shuts the socket down and closes it; the server drops this client's requests. Takes NULL. */
+void mx_client_close(mx_client *client);
+
+/* In a child of fork: closes the copied descriptor without shutting the parent's connection down. Takes NULL. */
+void mx_client_abandon(mx_client *client);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

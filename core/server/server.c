@@ -1,0 +1,498 @@
+/*
+ * server.c: the I/O thread: reads and checks frames, answers what needs no computation, sends what others produce.
+ *
+ * Connections belong to the I/O thread; a new one waits in `arrivals`, under the lock, until the thread takes it. What other
+ * threads send a connection goes through its channel (call.h). The thread never computes and never waits but in
+ * epoll_wait, so that stats and cancellation are always answered.
+ *
+ * Flow control: a connection with more than MX_STREAM_PAUSE_BYTES unsent has its streams paused; they go on when the reader has
+ * taken most of them, and are cancelled with MX_TIMEOUT when it takes nothing for stall_timeout_ms. Beyond
+ * READ_PAUSE_BYTES nothing more is read from it either, and beyond MX_UNSENT_MAX it is closed.
+ *
+ * The descriptors are also kept in `fds`, which a child of fork can read whatever its parent's threads were at.
+ */
+#include "server.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/eventfd.h>
+#include <sys/socket.h>
+#include <unistd.h>
+#include "../error.h"
+#include "result.h"
+#include "worker.h"
+
+#define READ_PAUSE_BYTES ((size_t)1 << 20)
+#define READS_A_TURN 8 /* of a connection, before others have theirs */
+#define EVENTS_A_TURN 64
+
+typedef struct connection {
+    int fd;
+    int slot;                 /* in server->fds */
+    uint32_t events;          /* registered with epoll; 0: not yet */
+    bool greeted;             /* the client's HELLO has come */
+    bool dead;                /* to be closed at the end of the turn */
+    size_t unsent;            /* bytes that the last send left */
+    double blocked_since_ms;  /* the socket has taken nothing since; 0: it is not full */
+    mx_buffer in;
+    mx_channel *channel;
+    struct connection *next;
+} connection;
+
+struct mx_server {
+    mx_server_options options;
+    mx_query_limits limits;
+    mx_worker *worker;
+    int epoll;
+    mx_wake wake;
+    pthread_t thread;
+    bool running;             /* the thread was started and not yet joined */
+    atomic_bool stopping;
+    connection *connections;  /* the I/O thread's */
+    pthread_mutex_t lock;     /* of what follows */
+    connection *arrivals;
+    int n_connections;
+    atomic_int fds[MX_CONNECTIONS_MAX]; /* -1: free */
+};
+
+static void server_log(const mx_server *server, mx_log_level level, const char *line)
+{
+    if (server->options.log)
+        server->options.log(server->options.log_arg, level, line);
+}
+
+/* ---- Cancelling ---- */
+
+/* The call ends with `reason` as soon as whoever has it notices. */
+static void cancel_call(mx_server *server, mx_call *call, const mx_error *reason)
+{
+    uint64_t handle;
+
+    if (mx_call_cancel(call, reason, &handle))
+        mx_scheduler_cancel(server->options.scheduler, handle);
+    else
+        mx_worker_drop(server->worker, call);
+}
+
+/* All of a connection's calls, or the one with that id. */
+static void cancel_calls(mx_server *server, connection *c, uint32_t id, const mx_error *reason)
+{
+    mx_call *calls[MX_CALLS_MAX];
+    int n = mx_channel_calls(c->channel, id, calls);
+
+    for (int i = 0; i < n; i++) {
+        cancel_call(server, calls[i], reason);
+        mx_call_release(calls[i]);
+    }
+}
+
+/* ---- Requests ---- */
+
+static void answer_error(connection *c, uint32_t id, const mx_error *error)
+{
+    mx_channel_send(c->channel, MX_FRAME_ERROR, id, mx_json_of_error(error));
+}
+
+static void answer_stats(mx_server *server, mx_call *call)
+{
+    mx_scheduler_stats stats;
+
+    mx_scheduler_get_stats(server->options.scheduler, &stats);
+    mx_call_result(call, mx_result_stats(&stats));
+}
+
+/* MX_CORRUPT is the connection's end; any other failure has been answered under the request's id. */
+static mx_status take_request(mx_server *server, connection *c, const mx_frame *frame, mx_error *error)
+{
+    json_t *json = mx_json_parse(frame->body, frame->body_bytes, error);
+    mx_call *call = NULL;
+    mx_query query;
+    mx_status status;
+
+    if (!json)
+        return MX_CORRUPT;
+    status = mx_query_parse(json, &server->limits, &query, error);
+    if (status == MX_OK)
+        status = mx_call_open(c->channel, frame->id, &query, &call, error);
+    if (status == MX_CORRUPT)
+        return status;
+    if (status != MX_OK) {
+        answer_error(c, frame->id, error);
+        return status;
+    }
+    call->model_name = server->options.model_name;
+    call->tokenizer = server->options.tokenizer;
+    call->queue_bytes = frame->body_bytes;
+    if (call->query.op == MX_OP_STATS) {
+        answer_stats(server, call);
+    } else if (call->query.op == MX_OP_MODELS) {
+        mx_call_result(call, mx_result_models(server->options.model, server->options.chat, server->options.model_name,
+                                              server->options.context));
+    } else {
+        status = mx_worker_add(server->worker, call, error);
+        if (status == MX_OK)
+            return MX_OK;
+        mx_call_error(call, error);
+    }
+    mx_call_release(call);
+    return status;
+}
+
+/* One frame. MX_CORRUPT: the connection ends with an error. */
+static mx_status take_frame(mx_server *server, connection *c, const mx_frame *frame, mx_error *error)
+{
+    mx_error reason;
+    mx_status status;
+
+    if (!c->greeted) {
+        status = mx_hello_check(frame, error);
+        c->greeted = status == MX_OK;
+        return status;
+    }
+    switch (frame->type) {
+    case MX_FRAME_REQUEST:
+        return take_request(server, c, frame, error) == MX_CORRUPT ? MX_CORRUPT : MX_OK;
+    case MX_FRAME_CANCEL:
+        mx_fail(&reason, MX_CANCELLED, NULL, "the request was cancelled by the client");
+        cancel_calls(server, c, frame->id, &reason);
+        return MX_OK;
+    default:
+        return mx_fail(error, MX_CORRUPT, NULL, "frame: a second hello");
+    }
+}
+
+/* Everything whole that has come. */
+static mx_status take_frames(mx_server *server, connection *c, mx_error *error)
+{
+    mx_frame frame;
+    mx_status status;
+
+    while (true) {
+        status = mx_frame_peek(&c->in, MX_FROM_CLIENT, &frame, error);
+        if (status != MX_OK)
+            return status == MX_AGAIN ? MX_OK : status;
+        status = take_frame(server, c, &frame, error);
+        if (status != MX_OK)
+            return status;
+        mx_frame_consume(&c->in, &frame);
+    }
+}
+
+/* ---- Connections ---- */
+
+/* What came. A hostile frame gets an error, as far as the socket takes it, and is the connection's last. */
+static void read_connection(mx_server *server, connection *c)
+{
+    mx_status status = MX_OK;
+    mx_error error;
+
+    for (int i = 0; i < READS_A_TURN && status == MX_OK; i++) {
+        status = mx_buffer_receive(&c->in, c->fd, &error);
+        if (status == MX_OK)
+            status = take_frames(server, c, &error);
+    }
+    if (status == MX_OK || status == MX_AGAIN)
+        return;
+    if (status != MX_UNAVAILABLE) {
+        answer_error(c, 0, &error);
+        server_log(server, MX_LOG_WARNING, error.text);
+    }
+    c->dead = true;
+}
+
+/* What the socket takes of the channel's output. */
+static void write_connection(mx_server *server, connection *c, double now_ms)
+{
+    mx_channel *channel = c->channel;
+    mx_status status;
+    bool resumed = false;
+    size_t before;
+
+    pthread_mutex_lock(&channel->lock);
+    before = mx_buffer_bytes(&channel->out);
+    status = mx_buffer_send(&channel->out, c->fd, NULL);
+    c->unsent = mx_buffer_bytes(&channel->out);
+    if (c->unsent <= MX_STREAM_RESUME_BYTES)
+        resumed = atomic_exchange(&channel->paused, false);
+    if (channel->broken || status == MX_UNAVAILABLE)
+        c->dead = true;
+    pthread_mutex_unlock(&channel->lock);
+
+    if (c->unsent == 0)
+        c->blocked_since_ms = 0;
+    else if (c->unsent < before || c->blocked_since_ms == 0)
+        c->blocked_since_ms = now_ms;
+    if (resumed)
+        mx_scheduler_wake(server->options.scheduler);
+}
+
+/* Tells epoll what to wait for: input unless too much output waits, output if there is any. */
+static void watch_connection(mx_server *server, connection *c)
+{
+    struct epoll_event event = {.events = EPOLLRDHUP, .data.ptr = c};
+
+    if (c->unsent < READ_PAUSE_BYTES)
+        event.events |= EPOLLIN;
+    if (c->unsent > 0)
+        event.events |= EPOLLOUT;
+    if (event.events == c->events)
+        return;
+    if (epoll_ctl(server->epoll, c->events ? EPOLL_CTL_MOD : EPOLL_CTL_ADD, c->fd, &event) < 0)
+        c->dead = true; /* out of memory */
+    c->events = event.events;
+}
+
+/* A reader that has taken nothing for too long loses its streams; how long it has left otherwise, -1: for ever. */
+static double check_stall(mx_server *server, connection *c, double now_ms)
+{
+    double left_ms;
+    mx_error reason;
+
+    if (c->blocked_since_ms == 0 || !atomic_load(&c->channel->paused))
+        return -1;
+    left_ms = c->blocked_since_ms + server->options.stall_timeout_ms - now_ms;
+    if (left_ms > 0)
+        return left_ms;
+    mx_fail(&reason, MX_TIMEOUT, NULL, "the reader took nothing of the answer for %d ms",
+            server->options.stall_timeout_ms);
+    cancel_calls(server, c, 0, &reason);
+    return -1;
+}
+
+/* The copy of a connection that a child of fork holds would hide the end and keep epoll's registration: hence more than
+ * a close. The scheduler may be gone by now, if the server is stopping. */
+static void close_connection(mx_server *server, connection *c)
+{
+    mx_error reason;
+
+    mx_channel_close(c->channel, c->fd);
+    if (!atomic_load(&server->stopping)) {
+        mx_fail(&reason, MX_CANCELLED, NULL, "the connection was closed");
+        cancel_calls(server, c, 0, &reason);
+    }
+    if (c->events)
+        epoll_ctl(server->epoll, EPOLL_CTL_DEL, c->fd, NULL);
+    shutdown(c->fd, SHUT_RDWR);
+    pthread_mutex_lock(&server->lock);
+    atomic_store(&server->fds[c->slot], -1);
+    server->n_connections--;
+    pthread_mutex_unlock(&server->lock);
+    close(c->fd);
+    mx_channel_release(c->channel);
+    mx_buffer_free(&c->in);
+    free(c);
+}
+
+static void take_arrivals(mx_server *server)
+{
+    connection *c;
+
+    pthread_mutex_lock(&server->lock);
+    while ((c = server->arrivals)) {
+        server->arrivals = c->next;
+        c->next = server->connections;
+        server->connections = c;
+    }
+    pthread_mutex_unlock(&server->lock);
+}
+
+/* ---- The thread ---- */
+
+/* Looks after every connection once; how long epoll may wait, in ms, -1: until something happens. */
+static int turn(mx_server *server)
+{
+    double now_ms = mx_monotonic_ms(), left_ms;
+    connection **link = &server->connections, *c;
+    int wait_ms = mx_worker_expire(server->worker);
+
+    take_arrivals(server);
+    while ((c = *link)) {
+        if (atomic_exchange(&c->channel->dirty, false) && !c->dead) {
+            write_connection(server, c, now_ms);
+            watch_connection(server, c);
+        }
+        left_ms = check_stall(server, c, now_ms);
+        if (left_ms >= 0 && (wait_ms < 0 || left_ms < wait_ms))
+            wait_ms = (int)left_ms + 1;
+        if (c->dead) {
+            *link = c->next;
+            close_connection(server, c);
+        } else {
+            link = &c->next;
+        }
+    }
+    return wait_ms;
+}
+
+static void take_event(mx_server *server, const struct epoll_event *event)
+{
+    connection *c = event->data.ptr;
+    uint64_t count;
+
+    if (!c) { /* the eventfd; if it cannot be read, it was not written */
+        if (read(server->wake.fd, &count, sizeof(count)) == (ssize_t)sizeof(count))
+            atomic_store(&server->wake.pending, false);
+        return;
+    }
+    if (event->events & EPOLLOUT)
+        atomic_store(&c->channel->dirty, true); /* written in the turn */
+    if (event->events & (EPOLLIN | EPOLLRDHUP | EPOLLHUP | EPOLLERR))
+        read_connection(server, c);
+}
+
+static void *run(void *arg)
+{
+    mx_server *server = arg;
+    struct epoll_event events[EVENTS_A_TURN];
+    int n;
+
+    while (!atomic_load(&server->stopping)) {
+        n = epoll_wait(server->epoll, events, EVENTS_A_TURN, turn(server));
+        for (int i = 0; i < n; i++)
+            take_event(server, &events[i]);
+    }
+    return NULL;
+}
+
+/* ---- Opening and closing ---- */
+
+mx_status mx_server_open(const mx_server_options *options, mx_server **server, mx_error *error)
+{
+    mx_worker_options worker_options = {
+        .tokenizer = options->tokenizer,
+        .chat = options->chat,
+        .scheduler = options->scheduler,
+        .model_name = options->model_name,
+        .context = options->context,
+        .max_queue = options->max_queue,
+    };
+    struct epoll_event event = {.events = EPOLLIN, .data.ptr = NULL};
+    mx_server *s = calloc(1, sizeof(*s));
+    mx_status status;
+
+    *server = NULL;
+    if (!s || pthread_mutex_init(&s->lock, NULL) != 0) {
+        free(s);
+        return mx_fail(error, MX_NOMEM, NULL, "out of memory for the server");
+    }
+    s->options = *options;
+    s->limits = (mx_query_limits){options->model_name, options->model->hparams.n_vocab};
+    for (int i = 0; i < MX_CONNECTIONS_MAX; i++)
+        atomic_init(&s->fds[i], -1);
+    s->epoll = epoll_create1(EPOLL_CLOEXEC);
+    s->wake.fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    if (s->epoll < 0 || s->wake.fd < 0 || epoll_ctl(s->epoll, EPOLL_CTL_ADD, s->wake.fd, &event) < 0)
+        status = mx_fail(error, MX_IO, NULL, "cannot make the server's descriptors: %m");
+    else
+        status = mx_worker_open(&worker_options, &s->worker, error);
+    if (status == MX_OK)
+        status = mx_thread_start(&s->thread, run, s, error);
+    s->running = status == MX_OK;
+    if (status != MX_OK)
+        mx_server_close(s);
+    else
+        *server = s;
+    return status;
+}
+
+/* Hands a connection to the I/O thread, if there is room for it. */
+static mx_status add_connection(mx_server *server, connection *c, mx_error *error)
+{
+    mx_status status = MX_OK;
+
+    pthread_mutex_lock(&server->lock);
+    if (server->n_connections == MX_CONNECTIONS_MAX) {
+        status = mx_fail(error, MX_BUSY, NULL, "%d connections are open, and no more can be; close one",
+                         MX_CONNECTIONS_MAX);
+    } else {
+        while (atomic_load(&server->fds[c->slot]) >= 0)
+            c->slot++;
+        atomic_store(&server->fds[c->slot], c->fd);
+        server->n_connections++;
+        c->next = server->arrivals;
+        server->arrivals = c;
+    }
+    pthread_mutex_unlock(&server->lock);
+    return status;
+}
+
+mx_status mx_server_connect(mx_server *server, int *fd, mx_error *error)
+{
+    connection *c = calloc(1, sizeof(*c));
+    int pair[2] = {-1, -1};
+    mx_status status;
+
+    *fd = -1;
+    if (!c)
+        return mx_fail(error, MX_NOMEM, NULL, "out of memory for a connection");
+    status = mx_channel_open(&server->wake, &c->channel, error);
+    if (status == MX_OK)
+        status = mx_hello_append(&c->channel->out, error);
+    if (status == MX_OK && socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, pair) < 0)
+        status = mx_fail(error, MX_IO, NULL, "cannot make a socket pair: %m");
+    c->fd = pair[0];
+    if (status == MX_OK) {
+        atomic_store(&c->channel->dirty, true);
+        status = add_connection(server, c, error);
+    }
+    if (status != MX_OK) {
+        if (pair[0] >= 0) {
+            close(pair[0]);
+            close(pair[1]);
+        }
+        if (c->channel)
+            mx_channel_release(c->channel);
+        free(c);
+        return status;
+    }
+    mx_wake_up(&server->wake);
+    *fd = pair[1];
+    return MX_OK;
+}
+
+void mx_server_stop(mx_server *server)
+{
+    atomic_store(&server->stopping, true);
+    if (server->running) {
+        mx_wake_up(&server->wake);
+        pthread_join(server->thread, NULL);
+        server->running = false;
+    }
+    mx_worker_close(server->worker);
+    server->worker = NULL;
+}
+
+void mx_server_close(mx_server *server)
+{
+    connection *c;
+
+    if (!server)
+        return;
+    mx_server_stop(server);
+    take_arrivals(server);
+    while ((c = server->connections)) {
+        server->connections = c->next;
+        close_connection(server, c);
+    }
+    if (server->epoll >= 0)
+        close(server->epoll);
+    if (server->wake.fd >= 0)
+        close(server->wake.fd);
+    pthread_mutex_destroy(&server->lock);
+    free(server);
+}
+
+void mx_server_abandon(mx_server *server)
+{
+    int fd;
+
+    for (int i = 0; i < MX_CONNECTIONS_MAX; i++) {
+        fd = atomic_load(&server->fds[i]);
+        if (fd >= 0)
+            close(fd);
+    }
+    close(server->epoll);
+    close(server->wake.fd);
+}

@@ -1,0 +1,407 @@
+/*
+ * worker.c: the queue of calls, and what is done for each operation before (or instead of) the scheduler. See worker.h.
+ *
+ * The lock guards the queue, `current` and `stopping`. A channel's lock may be taken inside it, never the other way round;
+ * the tokenizer and the scheduler are called without it.
+ */
+#include "worker.h"
+
+#include <signal.h>
+#include <sodium.h>
+#include <stdlib.h>
+#include <string.h>
+#include "../error.h"
+#include "../model/chunks.h"
+#include "result.h"
+
+#define QUEUE_BYTES_MAX ((size_t)256 << 20) /* of the queued calls' texts */
+#define SEED_MASK ((UINT64_C(1) << 53) - 1) /* JSON numbers hold it everywhere */
+
+struct mx_worker {
+    mx_worker_options options;
+    pthread_t thread;
+    pthread_mutex_t lock;
+    pthread_cond_t work; /* the queue is not empty, or stopping */
+    bool started, stopping;
+    mx_call *first, **last;
+    int n_queued;
+    size_t queued_bytes;
+    mx_call *current; /* the one being worked on */
+};
+
+mx_status mx_thread_start(pthread_t *thread, void *(*run)(void *), void *arg, mx_error *error)
+{
+    sigset_t all, before;
+    int failed;
+
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &before);
+    failed = pthread_create(thread, NULL, run, arg);
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    if (failed)
+        return mx_fail(error, MX_NOMEM, NULL, "cannot start a thread: %s", strerror(failed));
+    return MX_OK;
+}
+
+/* ---- What a call needs ---- */
+
+/* A text that no tokenizer could fit into the context is refused before it is tokenised. */
+static mx_status check_fits(const mx_worker *worker, const char *field, size_t bytes, mx_error *error)
+{
+    size_t longest = mx_tokenizer_longest_piece(worker->options.tokenizer);
+
+    if (bytes / longest < (size_t)worker->options.context)
+        return MX_OK;
+    return mx_fail(error, MX_TOO_LARGE, field,
+                   "%s: %zu bytes do not fit a context of %d tokens: a token has at most %zu bytes", field, bytes,
+                   worker->options.context, longest);
+}
+
+/* A text as a prompt: BOS where the vocabulary adds it; EOS likewise at the end of what is to be embedded. */
+static mx_status tokenize_prompt(const mx_worker *worker, const mx_call *call, mx_tokens *tokens, uint8_t **classes,
+                                 mx_error *error)
+{
+    const mx_tokenizer *tokenizer = worker->options.tokenizer;
+    const mx_query *query = &call->query;
+    const char *field = query->op == MX_OP_EMBED ? "text" : "prompt";
+    mx_status status = check_fits(worker, field, query->text.bytes, error);
+
+    if (status == MX_OK && mx_tokenizer_add_bos(tokenizer))
+        status = mx_tokens_push(tokens, mx_tokenizer_bos(tokenizer), error);
+    if (status == MX_OK)
+        status = mx_tokenize(tokenizer, query->text.data, query->text.bytes, 0, &call->cancelled, tokens, error);
+    if (status == MX_OK && query->op == MX_OP_EMBED && mx_tokenizer_add_eos(tokenizer))
+        status = mx_tokens_push(tokens, mx_tokenizer_eos(tokenizer), error);
+    if (status != MX_OK)
+        return status;
+    if (tokens->count == 0)
+        return mx_fail(error, MX_INVALID, field, "%s: it is empty, and this vocabulary has no token to begin with", field);
+    *classes = calloc(tokens->count, 1); /* all MX_CLASS_PROMPT */
+    if (!*classes)
+        return mx_fail(error, MX_NOMEM, field, "out of memory for %zu tokens", tokens->count);
+    return MX_OK;
+}
+
+static mx_status render_messages(const mx_worker *worker, const mx_call *call, mx_tokens *tokens, uint8_t **classes,
+                                 mx_error *error)
+{
+    const mx_query *query = &call->query;
+    size_t bytes = 0;
+    mx_status status;
+
+    for (size_t i = 0; i < query->n_messages; i++)
+        bytes += query->messages[i].bytes;
+    status = check_fits(worker, "messages", bytes, error);
+    if (status == MX_OK)
+        status = mx_chat_render(worker->options.chat, query->template_kind, query->messages, query->n_messages,
+                                &call->cancelled, tokens, classes, error);
+    return status;
+}
+
+/* Hands tokens to the scheduler, which ends the call from then on. */
+static mx_status submit(const mx_worker *worker, mx_call *call, const mx_tokens *tokens, const uint8_t *classes,
+                        mx_error *error)
+{
+    const mx_query *query = &call->query;
+    mx_request_spec spec = {
+        .embed = query->op == MX_OP_EMBED,
+        .tokens = tokens->ids,
+        .classes = classes,
+        .n_tokens = tokens->count,
+        .sampling = query->sampling,
+        .n = query->n,
+        .max_tokens = query->max_tokens,
+        .ignore_eos = query->ignore_eos,
+        .stop = query->stop,
+        .n_stop = query->n_stop,
+        .strip_space = query->op == MX_OP_CHAT,
+        .sink = mx_call_sink(call),
+    };
+    double left_ms;
+    uint64_t handle;
+    mx_status status;
+
+    if (!query->has_seed) {
+        randombytes_buf(&spec.sampling.seed, sizeof(spec.sampling.seed));
+        spec.sampling.seed &= SEED_MASK;
+    }
+    call->submitted_ms = mx_monotonic_ms();
+    if (query->timeout_ms > 0) {
+        left_ms = query->timeout_ms - (call->submitted_ms - call->arrived_ms);
+        spec.timeout_ms = left_ms > 1 ? (int)left_ms : 1;
+    }
+    mx_call_hold(call); /* the sink's */
+    status = mx_scheduler_submit(worker->options.scheduler, &spec, &handle, error);
+    if (status != MX_OK)
+        mx_call_release(call);
+    else if (mx_call_submitted(call, handle))
+        mx_scheduler_cancel(worker->options.scheduler, handle);
+    return status;
+}
+
+static mx_status compute(const mx_worker *worker, mx_call *call, mx_error *error)
+{
+    mx_tokens tokens = {0};
+    uint8_t *classes = NULL;
+    mx_status status;
+
+    if (call->query.op == MX_OP_CHAT)
+        status = render_messages(worker, call, &tokens, &classes, error);
+    else
+        status = tokenize_prompt(worker, call, &tokens, &classes, error);
+    if (status == MX_OK)
+        status = submit(worker, call, &tokens, classes, error);
+    mx_tokens_free(&tokens);
+    free(classes);
+    return status;
+}
+
+static mx_status tokenize(const mx_worker *worker, const mx_call *call, json_t **result, mx_error *error)
+{
+    const mx_str *text = &call->query.text;
+    mx_tokens tokens = {0};
+    mx_status status =
+        mx_tokenize(worker->options.tokenizer, text->data, text->bytes, 0, &call->cancelled, &tokens, error);
+
+    if (status == MX_OK && call->query.op == MX_OP_TOKEN_COUNT)
+        *result = json_pack("{s:I}", "count", (json_int_t)tokens.count);
+    else if (status == MX_OK)
+        *result = mx_result_tokens(worker->options.tokenizer, &tokens);
+    mx_tokens_free(&tokens);
+    return status;
+}
+
+static mx_status detokenize(const mx_worker *worker, const mx_call *call, json_t **result, mx_error *error)
+{
+    char *text = NULL;
+    size_t bytes = 0;
+    mx_status status = mx_detokenize(worker->options.tokenizer, call->query.tokens, call->query.n_tokens, false, &text,
+                                     &bytes, error);
+
+    if (status == MX_OK)
+        *result = json_pack("{s:o}", "text", mx_json_text(text, bytes));
+    free(text);
+    return status;
+}
+
+static mx_status chunk(const mx_worker *worker, const mx_call *call, json_t **result, mx_error *error)
+{
+    const mx_query *query = &call->query;
+    mx_chunk *chunks = NULL;
+    size_t n = 0;
+    mx_status status = mx_chunks(worker->options.tokenizer, query->text.data, query->text.bytes, query->size,
+                                 query->overlap, &call->cancelled, &chunks, &n, error);
+
+    if (status != MX_OK)
+        return status;
+    *result = mx_result_chunks(query->text.data, chunks, n);
+    free(chunks);
+    return MX_OK;
+}
+
+/* Does one call's work. It has ended afterwards, or is the scheduler's. */
+static void serve(const mx_worker *worker, mx_call *call)
+{
+    mx_error error = {0};
+    json_t *result = NULL;
+    mx_status status;
+
+    switch (call->query.op) {
+    case MX_OP_TOKENIZE:
+    case MX_OP_TOKEN_COUNT:
+        status = tokenize(worker, call, &result, &error);
+        break;
+    case MX_OP_DETOKENIZE:
+        status = detokenize(worker, call, &result, &error);
+        break;
+    case MX_OP_CHUNKS:
+        status = chunk(worker, call, &result, &error);
+        break;
+    default:
+        status = compute(worker, call, &error);
+        if (status == MX_OK)
+            return;
+        break;
+    }
+    if (status == MX_OK)
+        mx_call_result(call, result);
+    else
+        mx_call_error(call, &error);
+}
+
+/* ---- The queue ---- */
+
+/* Takes *link out of the queue, under the lock. */
+static mx_call *unlink_call(mx_worker *worker, mx_call **link)
+{
+    mx_call *call = *link;
+
+    *link = call->queue_next;
+    if (!*link)
+        worker->last = link;
+    worker->n_queued--;
+    worker->queued_bytes -= call->queue_bytes;
+    return call;
+}
+
+static void end_cancelled(mx_call *call)
+{
+    mx_error error;
+
+    mx_fail(&error, MX_CANCELLED, NULL, "the request was cancelled");
+    mx_call_error(call, &error); /* which says why */
+    mx_call_release(call);
+}
+
+static void *run(void *arg)
+{
+    mx_worker *worker = arg;
+    mx_call *call;
+
+    pthread_mutex_lock(&worker->lock);
+    while (true) {
+        while (!worker->first && !worker->stopping)
+            pthread_cond_wait(&worker->work, &worker->lock);
+        if (worker->stopping)
+            break;
+        call = worker->current = unlink_call(worker, &worker->first);
+        pthread_mutex_unlock(&worker->lock);
+        serve(worker, call);
+        pthread_mutex_lock(&worker->lock);
+        worker->current = NULL;
+        mx_call_release(call);
+    }
+    pthread_mutex_unlock(&worker->lock);
+    return NULL;
+}
+
+mx_status mx_worker_open(const mx_worker_options *options, mx_worker **worker, mx_error *error)
+{
+    mx_worker *w = calloc(1, sizeof(*w));
+
+    *worker = NULL;
+    if (!w)
+        return mx_fail(error, MX_NOMEM, NULL, "out of memory for the worker");
+    if (pthread_mutex_init(&w->lock, NULL) != 0) {
+        free(w);
+        return mx_fail(error, MX_NOMEM, NULL, "out of memory for the worker's lock");
+    }
+    if (pthread_cond_init(&w->work, NULL) != 0) {
+        pthread_mutex_destroy(&w->lock);
+        free(w);
+        return mx_fail(error, MX_NOMEM, NULL, "out of memory for the worker's queue");
+    }
+    w->options = *options;
+    w->last = &w->first;
+    *worker = w;
+    return MX_OK;
+}
+
+void mx_worker_close(mx_worker *worker)
+{
+    mx_error closing;
+    uint64_t handle;
+
+    if (!worker)
+        return;
+    mx_fail(&closing, MX_UNAVAILABLE, NULL, "the engine was closed");
+    pthread_mutex_lock(&worker->lock);
+    worker->stopping = true;
+    if (worker->current)
+        mx_call_cancel(worker->current, &closing, &handle);
+    pthread_cond_signal(&worker->work);
+    pthread_mutex_unlock(&worker->lock);
+    if (worker->started)
+        pthread_join(worker->thread, NULL);
+    while (worker->first) {
+        mx_call *call = unlink_call(worker, &worker->first);
+
+        mx_call_error(call, &closing);
+        mx_call_release(call);
+    }
+    pthread_cond_destroy(&worker->work);
+    pthread_mutex_destroy(&worker->lock);
+    free(worker);
+}
+
+mx_status mx_worker_add(mx_worker *worker, mx_call *call, mx_error *error)
+{
+    mx_status status = MX_OK;
+
+    pthread_mutex_lock(&worker->lock);
+    if (worker->n_queued >= worker->options.max_queue || worker->queued_bytes > QUEUE_BYTES_MAX - call->queue_bytes)
+        status = mx_fail(error, MX_BUSY, NULL, "%d requests with %zu bytes wait to be read already; try later",
+                         worker->n_queued, worker->queued_bytes);
+    else if (!worker->started)
+        status = mx_thread_start(&worker->thread, run, worker, error);
+    if (status == MX_OK) {
+        worker->started = true;
+        call->queue_next = NULL;
+        *worker->last = call;
+        worker->last = &call->queue_next;
+        worker->n_queued++;
+        worker->queued_bytes += call->queue_bytes;
+        pthread_cond_signal(&worker->work);
+    }
+    pthread_mutex_unlock(&worker->lock);
+    return status;
+}
+
+void mx_worker_drop(mx_worker *worker, mx_call *call)
+{
+    mx_call **link, *dropped = NULL;
+
+    pthread_mutex_lock(&worker->lock);
+    for (link = &worker->first; *link && *link != call; link = &(*link)->queue_next)
+        continue;
+    if (*link)
+        dropped = unlink_call(worker, link);
+    pthread_mutex_unlock(&worker->lock);
+    if (dropped)
+        end_cancelled(dropped);
+}
+
+/* Marks a call whose time is over; otherwise *next_ms becomes the time that is left, where that is sooner. */
+static bool expired(mx_call *call, double now_ms, double *next_ms)
+{
+    double left_ms = call->arrived_ms + call->query.timeout_ms - now_ms;
+    mx_error reason;
+    uint64_t handle;
+
+    if (call->query.timeout_ms == 0)
+        return false;
+    if (left_ms > 0) {
+        if (*next_ms < 0 || left_ms < *next_ms)
+            *next_ms = left_ms;
+        return false;
+    }
+    mx_fail(&reason, MX_TIMEOUT, "timeout_ms", "not done within %d ms (option timeout_ms)", call->query.timeout_ms);
+    mx_call_cancel(call, &reason, &handle);
+    return true;
+}
+
+int mx_worker_expire(mx_worker *worker)
+{
+    double now_ms = mx_monotonic_ms(), next_ms = -1;
+    mx_call **link, *call, *dropped = NULL;
+
+    pthread_mutex_lock(&worker->lock);
+    if (worker->current)
+        expired(worker->current, now_ms, &next_ms);
+    for (link = &worker->first; *link;) {
+        if (!expired(*link, now_ms, &next_ms)) {
+            link = &(*link)->queue_next;
+            continue;
+        }
+        call = unlink_call(worker, link);
+        call->queue_next = dropped;
+        dropped = call;
+    }
+    pthread_mutex_unlock(&worker->lock);
+    while (dropped) {
+        call = dropped;
+        dropped = call->queue_next;
+        end_cancelled(call);
+    }
+    return next_ms < 0 ? -1 : next_ms > 60000 ? 60000 : (int)next_ms + 1;
+}
