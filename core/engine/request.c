@@ -174,9 +174,9 @@ mx_status mx_request_open(const mx_request_spec *spec, const mx_request_limits *
     r->sink = spec->sink;
     r->dim = limits->dim;
     atomic_init(&r->cancelled, false);
-    r->submitted_ns = mx_now_ns();
+    r->arrived_ns = spec->arrived_ns ? spec->arrived_ns : mx_now_ns();
     r->deadline_ns =
-        spec->timeout_ms > 0 ? r->submitted_ns + (int64_t)spec->timeout_ms * 1000000 : INT64_MAX;
+        spec->timeout_ms > 0 ? r->arrived_ns + (int64_t)spec->timeout_ms * 1000000 : INT64_MAX;
     if (!copy_spec(r, spec))
         status = mx_fail(error, MX_NOMEM, NULL, "out of memory for a request");
     for (int i = 0; i < r->n && status == MX_OK; i++)
@@ -248,8 +248,8 @@ void mx_request_end(mx_request *r, const mx_error *error)
             o.completion_tokens += choices[i].completion_tokens;
         }
     }
-    o.first_token_ms = (double)(r->first_token_ns - r->submitted_ns) * 1e-6;
-    o.total_ms = (double)(mx_now_ns() - r->submitted_ns) * 1e-6;
+    o.first_token_ms = (double)(r->first_token_ns - r->arrived_ns) * 1e-6;
+    o.total_ms = (double)(mx_now_ns() - r->arrived_ns) * 1e-6;
     r->sink.end(r->sink.arg, &o, NULL);
 }
 

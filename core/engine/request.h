@@ -45,7 +45,7 @@ struct mx_request {
     char **stop; /* [n_stop], one piece of memory */
     int timeout_ms;
     mx_sink sink;
-    int64_t submitted_ns, deadline_ns; /* INT64_MAX: none */
+    int64_t arrived_ns, deadline_ns; /* INT64_MAX: none */
 
     atomic_bool cancelled;
 
@@ -65,8 +65,6 @@ typedef struct {
     int n_vocab, dim;
     int context, pool_tokens; /* what one request's sequence may hold */
 } mx_request_limits;
-
-int64_t mx_now_ns(void); /* monotonic */
 
 /* Checks and copies `spec`. MX_INVALID, MX_NOMEM; MX_TOO_LARGE with the numbers. */
 mx_status mx_request_open(const mx_request_spec *spec, const mx_request_limits *limits, mx_request **request, mx_error *error);

@@ -17,6 +17,8 @@ typedef struct mx_request mx_request;
 
 #define MX_CHOICES_MAX 16
 
+int64_t mx_now_ns(void); /* monotonic */
+
 typedef enum { MX_FINISH_STOP, MX_FINISH_LENGTH } mx_finish;
 
 typedef struct { /* of one choice */
@@ -35,7 +37,7 @@ typedef struct {
     const float *embedding; /* [dim], of an embedding request; NULL otherwise */
     int dim;
     int prompt_tokens, cached_tokens, completion_tokens;
-    double first_token_ms, total_ms; /* from submission */
+    double first_token_ms, total_ms; /* from arrival */
     uint64_t seed;
 } mx_outcome;
 
@@ -59,7 +61,8 @@ typedef struct { /* what a request asks for; mx_scheduler_submit copies everythi
     const char *const *stop;    /* [n_stop] strings that end the text and are not part of it */
     int n_stop;
     bool strip_space;           /* a SentencePiece answer begins with an artificial space: take it off (chat, not complete) */
-    int timeout_ms;             /* 0: none */
+    int timeout_ms;             /* from arrival; 0: none */
+    int64_t arrived_ns;         /* on mx_now_ns's clock; 0: now */
     mx_sink sink;
 } mx_request_spec;
 

@@ -5,18 +5,9 @@
 
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 #include <unistd.h>
 #include "../error.h"
 #include "result.h"
-
-double mx_monotonic_ms(void)
-{
-    struct timespec now;
-
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (double)now.tv_sec * 1e3 + (double)now.tv_nsec / 1e6;
-}
 
 void mx_wake_up(mx_wake *wake)
 {
@@ -161,7 +152,7 @@ mx_status mx_call_open(mx_channel *channel, uint32_t id, mx_query *query, mx_cal
     c->channel = channel;
     c->id = id;
     c->query = *query;
-    c->arrived_ms = mx_monotonic_ms();
+    c->arrived_ns = mx_now_ns();
     atomic_init(&c->references, 1);
     pthread_mutex_lock(&channel->lock);
     for (other = channel->calls; other && other->id != id; other = other->next)
@@ -275,8 +266,7 @@ static void sink_end(void *arg, const mx_outcome *outcome, const mx_error *error
     if (error)
         mx_call_error(call, error);
     else
-        mx_call_result(call, mx_result_of_outcome(outcome, call->tokenizer, call->model_name,
-                                                  call->submitted_ms - call->arrived_ms));
+        mx_call_result(call, mx_result_of_outcome(outcome, call->tokenizer, call->model_name));
     mx_call_release(call);
 }
 

@@ -55,8 +55,7 @@ struct mx_call {
     mx_query query;
     atomic_int references;  /* whoever works on it */
     atomic_bool cancelled;  /* read while tokenising */
-    double arrived_ms;      /* monotonic */
-    double submitted_ms;
+    int64_t arrived_ns;
     const char *model_name; /* for its result, with the tokenizer */
     const mx_tokenizer *tokenizer;
 
@@ -70,8 +69,6 @@ struct mx_call {
     mx_call *queue_next;
     size_t queue_bytes;
 };
-
-double mx_monotonic_ms(void);
 
 /* A call among the channel's, held by the caller; the query is taken over, also on failure. MX_BUSY: too many.
  * MX_CORRUPT: the id is in use. */

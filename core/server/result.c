@@ -90,8 +90,7 @@ static json_t *embedding(const mx_outcome *outcome)
     return json_pack("{s:o, s:i}", "embedding", array, "tokens", outcome->prompt_tokens);
 }
 
-json_t *mx_result_of_outcome(const mx_outcome *outcome, const mx_tokenizer *tokenizer, const char *model_name,
-                             double waited_ms)
+json_t *mx_result_of_outcome(const mx_outcome *outcome, const mx_tokenizer *tokenizer, const char *model_name)
 {
     const mx_choice *first = outcome->choices;
 
@@ -103,8 +102,8 @@ json_t *mx_result_of_outcome(const mx_outcome *outcome, const mx_tokenizer *toke
                      "prompt_tokens", outcome->prompt_tokens,
                      "cached_tokens", outcome->cached_tokens,
                      "completion_tokens", outcome->completion_tokens,
-                     "first_token_ms", outcome->first_token_ms + waited_ms,
-                     "total_ms", outcome->total_ms + waited_ms,
+                     "first_token_ms", outcome->first_token_ms,
+                     "total_ms", outcome->total_ms,
                      "seed", (json_int_t)outcome->seed,
                      "model", mx_json_text(model_name, strlen(model_name)),
                      "choices", choices(outcome, tokenizer));

@@ -9,9 +9,8 @@
 #include "../model/chat_template.h"
 #include "../model/chunks.h"
 
-/* Of chat, complete and embed. waited_ms: what the request took before it was submitted. */
-json_t *mx_result_of_outcome(const mx_outcome *outcome, const mx_tokenizer *tokenizer, const char *model_name,
-                             double waited_ms);
+/* Of chat, complete and embed. */
+json_t *mx_result_of_outcome(const mx_outcome *outcome, const mx_tokenizer *tokenizer, const char *model_name);
 
 json_t *mx_result_tokens(const mx_tokenizer *tokenizer, const mx_tokens *tokens);
 json_t *mx_result_chunks(const char *text, const mx_chunk *chunks, size_t n);

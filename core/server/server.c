@@ -35,7 +35,7 @@ typedef struct connection {
     bool greeted;             /* the client's HELLO has come */
     bool dead;                /* to be closed at the end of the turn */
     size_t unsent;            /* bytes that the last send left */
-    double blocked_since_ms;  /* the socket has taken nothing since; 0: it is not full */
+    int64_t blocked_since_ms; /* the socket has taken nothing since; 0: it is not full */
     mx_buffer in;
     mx_channel *channel;
     struct connection *next;
@@ -203,7 +203,7 @@ static void read_connection(mx_server *server, connection *c)
 }
 
 /* What the socket takes of the channel's output. */
-static void write_connection(mx_server *server, connection *c, double now_ms)
+static void write_connection(mx_server *server, connection *c, int64_t now_ms)
 {
     mx_channel *channel = c->channel;
     mx_status status;
@@ -245,9 +245,9 @@ static void watch_connection(mx_server *server, connection *c)
 }
 
 /* A reader that has taken nothing for too long loses its streams; how long it has left otherwise, -1: for ever. */
-static double check_stall(mx_server *server, connection *c, double now_ms)
+static int64_t check_stall(mx_server *server, connection *c, int64_t now_ms)
 {
-    double left_ms;
+    int64_t left_ms;
     mx_error reason;
 
     if (c->blocked_since_ms == 0 || !atomic_load(&c->channel->paused))
@@ -303,7 +303,7 @@ static void take_arrivals(mx_server *server)
 /* Looks after every connection once; how long epoll may wait, in ms, -1: until something happens. */
 static int turn(mx_server *server)
 {
-    double now_ms = mx_monotonic_ms(), left_ms;
+    int64_t now_ms = mx_now_ns() / 1000000, left_ms;
     connection **link = &server->connections, *c;
     int wait_ms = mx_worker_expire(server->worker);
 

@@ -15,6 +15,7 @@
 #include "result.h"
 
 #define QUEUE_BYTES_MAX ((size_t)256 << 20) /* of the queued calls' texts */
+#define LONGEST_LOOK_MS 60000               /* mx_worker_expire's answer at most */
 #define SEED_MASK ((UINT64_C(1) << 53) - 1) /* JSON numbers hold it everywhere */
 
 struct mx_worker {
@@ -112,23 +113,19 @@ static mx_status submit(const mx_worker *worker, mx_call *call, const mx_tokens 
         .n = query->n,
         .max_tokens = query->max_tokens,
         .ignore_eos = query->ignore_eos,
+        .timeout_ms = query->timeout_ms,
+        .arrived_ns = call->arrived_ns,
         .stop = query->stop,
         .n_stop = query->n_stop,
         .strip_space = query->op == MX_OP_CHAT,
         .sink = mx_call_sink(call),
     };
-    double left_ms;
     uint64_t handle;
     mx_status status;
 
     if (!query->has_seed) {
         randombytes_buf(&spec.sampling.seed, sizeof(spec.sampling.seed));
         spec.sampling.seed &= SEED_MASK;
-    }
-    call->submitted_ms = mx_monotonic_ms();
-    if (query->timeout_ms > 0) {
-        left_ms = query->timeout_ms - (call->submitted_ms - call->arrived_ms);
-        spec.timeout_ms = left_ms > 1 ? (int)left_ms : 1;
     }
     mx_call_hold(call); /* the sink's */
     status = mx_scheduler_submit(worker->options.scheduler, &spec, &handle, error);
@@ -362,34 +359,34 @@ void mx_worker_drop(mx_worker *worker, mx_call *call)
 }
 
 /* Marks a call whose time is over; otherwise *next_ms becomes the time that is left, where that is sooner. */
-static bool expired(mx_call *call, double now_ms, double *next_ms)
+static bool expired(mx_call *call, int64_t now_ns, int64_t *next_ns)
 {
-    double left_ms = call->arrived_ms + call->query.timeout_ms - now_ms;
+    int64_t left_ns = call->arrived_ns + (int64_t)call->query.timeout_ms * 1000000 - now_ns;
     mx_error reason;
     uint64_t handle;
 
     if (call->query.timeout_ms == 0)
         return false;
-    if (left_ms > 0) {
-        if (*next_ms < 0 || left_ms < *next_ms)
-            *next_ms = left_ms;
+    if (left_ns > 0) {
+        if (left_ns < *next_ns)
+            *next_ns = left_ns;
         return false;
     }
-    mx_fail(&reason, MX_TIMEOUT, "timeout_ms", "not done within %d ms (option timeout_ms)", call->query.timeout_ms);
+    mx_fail(&reason, MX_TIMEOUT, "timeout_ms", "the request took longer than its %d ms", call->query.timeout_ms);
     mx_call_cancel(call, &reason, &handle);
     return true;
 }
 
 int mx_worker_expire(mx_worker *worker)
 {
-    double now_ms = mx_monotonic_ms(), next_ms = -1;
+    int64_t now_ns = mx_now_ns(), next_ns = INT64_MAX;
     mx_call **link, *call, *dropped = NULL;
 
     pthread_mutex_lock(&worker->lock);
     if (worker->current)
-        expired(worker->current, now_ms, &next_ms);
+        expired(worker->current, now_ns, &next_ns);
     for (link = &worker->first; *link;) {
-        if (!expired(*link, now_ms, &next_ms)) {
+        if (!expired(*link, now_ns, &next_ns)) {
             link = &(*link)->queue_next;
             continue;
         }
@@ -403,5 +400,7 @@ int mx_worker_expire(mx_worker *worker)
         dropped = call->queue_next;
         end_cancelled(call);
     }
-    return next_ms < 0 ? -1 : next_ms > 60000 ? 60000 : (int)next_ms + 1;
+    if (next_ns == INT64_MAX)
+        return -1;
+    return next_ns > LONGEST_LOOK_MS * INT64_C(1000000) ? LONGEST_LOOK_MS : (int)(next_ns / 1000000) + 1;
 }

@@ -100,13 +100,13 @@ static mx_scheduler *open_scheduler(setup u)
     return s;
 }
 
-/* ---- A listener: a sink that remembers
- * ----------------------------------------------------------*/
+/* ---- A listener: a sink that remembers --------------------------------------------------------------*/
 
 typedef struct {
     pthread_mutex_t lock;
     pthread_cond_t changed;
     bool paused, ended, signals_blocked;
+    int pause_at; /* pieces; 0: never */
     int pieces, late; /* late: after the end */
     char *streamed[MX_CHOICES_MAX];
     /* of the end */
@@ -136,6 +136,7 @@ static void on_piece(void *arg, int choice, const char *text, size_t bytes)
         l->streamed[choice] = grown;
     }
     l->pieces++;
+    l->paused |= l->pieces == l->pause_at;
     l->late += l->ended;
     l->signals_blocked = sigismember(&mask, SIGINT) && sigismember(&mask, SIGALRM);
     pthread_cond_broadcast(&l->changed);
@@ -235,8 +236,7 @@ static void wait_for(listener *l, int pieces)
     assert_int_equal(rc, 0);
 }
 
-/* ---- Requests
- * -----------------------------------------------------------------------------------*/
+/* ---- Requests ---------------------------------------------------------------------------------------*/
 
 typedef struct {
     int32_t tokens[CONTEXT];
@@ -324,8 +324,7 @@ static void assert_at_rest(const mx_scheduler *s)
     assert_int_equal(t.kv_blocks_free, t.kv_blocks_total);
 }
 
-/* ---- One request
- * ----------------------------------------------------------------------------------*/
+/* ---- One request ------------------------------------------------------------------------------------*/
 
 /* Greedy ids of the forward pass called directly, the prompt in one step and then token by token.
  */
@@ -490,8 +489,7 @@ static void refuses_at_once(void **state)
     free(r);
 }
 
-/* ---- Company
- * --------------------------------------------------------------------------------------*/
+/* ---- Company ----------------------------------------------------------------------------------------*/
 
 #define CROWD 9
 
@@ -588,8 +586,7 @@ static void choices_share_their_prompt(void **state)
     free(r);
 }
 
-/* ---- Leaving early
- * --------------------------------------------------------------------------------*/
+/* ---- Leaving early ----------------------------------------------------------------------------------*/
 
 static void cancelled_requests_end(void **state)
 {
@@ -697,8 +694,7 @@ static void full_queue_is_busy(void **state)
     free(r);
 }
 
-/* ---- Readers that are behind
- * ------------------------------------------------------------------------*/
+/* ---- Readers that are behind ------------------------------------------------------------------------*/
 
 static void paused_reader_gets_nothing_more(void **state)
 {
@@ -707,13 +703,13 @@ static void paused_reader_gets_nothing_more(void **state)
     mx_scheduler *s = open_scheduler(roomy);
     (void)state;
 
+    l->pause_at = 3;
     submit(s, r, l);
     wait_for(l, 3);
-    set_paused(l, true);
     usleep(100000);
     int before = pieces_of(l);
     int64_t steps = stats_of(s).steps;
-    assert_false(l->ended); /* 300 tokens take longer than 3 pieces */
+    assert_false(l->ended);
     usleep(100000);
     assert_int_equal(pieces_of(l), before);
     assert_int_equal(stats_of(s).steps, steps);
@@ -734,9 +730,9 @@ static void paused_reader_makes_room(void **state)
     mx_scheduler *s = open_scheduler((setup){1, 8, CONTEXT, 256}); /* for one of them */
     (void)state;
 
+    a->pause_at = 2;
     submit(s, slow, a);
     wait_for(a, 2);
-    set_paused(a, true);
     submit(s, quick, b);
     wait_for(b, 0);
     assert_int_equal(b->error.status, MX_OK);
@@ -755,8 +751,7 @@ static void paused_reader_makes_room(void **state)
     free(quick);
 }
 
-/* ---- Embeddings
- * -------------------------------------------------------------------------------------*/
+/* ---- Embeddings -------------------------------------------------------------------------------------*/
 
 static void embedding_is_a_unit_vector_in_any_company(void **state)
 {
@@ -799,8 +794,7 @@ static void embedding_is_a_unit_vector_in_any_company(void **state)
     free(other);
 }
 
-/* ---- Rest
- * -------------------------------------------------------------------------------------------*/
+/* ---- Rest -------------------------------------------------------------------------------------------*/
 
 static double cpu_seconds(void)
 {
