@@ -4,8 +4,8 @@
  * One mapping of total * block_bytes is reserved at open and not touched: a page costs memory from
  * its first write on. Its pages stay when a block is freed, for the next user. Blocks that were
  * never used follow each other from `fresh` on; freed ones wait on a stack and are taken first,
- * warm ones before others. references[b] is 0 for a free block. Scheduler thread only, but for
- * `used`.
+ * warm ones before others. references[b] is 0 for a block that is free or cached, and held[b] tells
+ * the two apart. Scheduler thread only, but for `used` and `cached`.
  */
 #include <assert.h>
 #include <errno.h>
@@ -24,11 +24,12 @@ struct mx_kv_pool {
     size_t block_bytes;
     int total;
     uint8_t *memory;     /* [total, block_bytes], mapped */
-    int32_t *references; /* [total] */
+    int32_t *references; /* [total] of sequences */
+    bool *held;          /* [total] by the prefix index */
     int32_t *freed;      /* [n_freed of total] */
     int n_freed;
     int fresh; /* blocks from here on were never used */
-    atomic_int used;
+    atomic_int used, cached;
 };
 
 static size_t half_bytes(const mx_kv_shape *shape)
@@ -84,8 +85,9 @@ mx_status mx_kv_pool_open(const mx_kv_shape *shape, int64_t budget_bytes, mx_kv_
     if (status != MX_OK)
         goto failed;
     p->references = calloc((size_t)p->total, sizeof *p->references);
+    p->held = calloc((size_t)p->total, sizeof *p->held);
     p->freed = malloc((size_t)p->total * sizeof *p->freed);
-    if (!p->references || !p->freed) {
+    if (!p->references || !p->held || !p->freed) {
         status =
             mx_fail(error, MX_NOMEM, "kv_pool_bytes", "out of memory for %d KV blocks", p->total);
         goto failed;
@@ -102,11 +104,17 @@ void mx_kv_pool_close(mx_kv_pool *p)
 {
     if (!p)
         return;
-    if (p->memory != MAP_FAILED)
+    if (p->memory && p->memory != MAP_FAILED)
         munmap(p->memory, (size_t)p->total * p->block_bytes);
     free(p->references);
+    free(p->held);
     free(p->freed);
     free(p);
+}
+
+static void count(atomic_int *counter, int n)
+{
+    atomic_fetch_add_explicit(counter, n, memory_order_relaxed);
 }
 
 int32_t mx_kv_pool_alloc(mx_kv_pool *p)
@@ -119,16 +127,19 @@ int32_t mx_kv_pool_alloc(mx_kv_pool *p)
         block = p->fresh++;
     else
         return -1;
-    assert(p->references[block] == 0);
+    assert(p->references[block] == 0 && !p->held[block]);
     p->references[block] = 1;
-    atomic_fetch_add_explicit(&p->used, 1, memory_order_relaxed);
+    count(&p->used, 1);
     return block;
 }
 
 void mx_kv_pool_ref(mx_kv_pool *p, int32_t block)
 {
-    assert(block >= 0 && block < p->total && p->references[block] > 0);
-    p->references[block]++;
+    assert(block >= 0 && block < p->total && (p->references[block] > 0 || p->held[block]));
+    if (p->references[block]++ > 0)
+        return;
+    count(&p->used, 1);
+    count(&p->cached, -1);
 }
 
 void mx_kv_pool_unref(mx_kv_pool *p, int32_t block)
@@ -136,21 +147,49 @@ void mx_kv_pool_unref(mx_kv_pool *p, int32_t block)
     assert(block >= 0 && block < p->total && p->references[block] > 0);
     if (--p->references[block] > 0)
         return;
-    p->freed[p->n_freed++] = block;
-    atomic_fetch_sub_explicit(&p->used, 1, memory_order_relaxed);
+    count(&p->used, -1);
+    if (p->held[block])
+        count(&p->cached, 1);
+    else
+        p->freed[p->n_freed++] = block;
 }
 
-bool mx_kv_pool_shared(const mx_kv_pool *p, int32_t block)
+void mx_kv_pool_hold(mx_kv_pool *p, int32_t block)
+{
+    assert(block >= 0 && block < p->total && p->references[block] > 0 && !p->held[block]);
+    p->held[block] = true;
+}
+
+void mx_kv_pool_drop(mx_kv_pool *p, int32_t block)
+{
+    assert(block >= 0 && block < p->total && p->held[block]);
+    p->held[block] = false;
+    if (p->references[block] > 0)
+        return;
+    count(&p->cached, -1);
+    p->freed[p->n_freed++] = block;
+}
+
+bool mx_kv_pool_is_held(const mx_kv_pool *p, int32_t block)
+{
+    return p->held[block];
+}
+
+bool mx_kv_pool_is_cached(const mx_kv_pool *p, int32_t block)
+{
+    return p->held[block] && p->references[block] == 0;
+}
+
+bool mx_kv_pool_is_shared(const mx_kv_pool *p, int32_t block)
 {
     assert(block >= 0 && block < p->total && p->references[block] > 0);
-    return p->references[block] > 1;
+    return p->references[block] > 1 || p->held[block];
 }
 
 void mx_kv_pool_copy(mx_kv_pool *p, int32_t from, int32_t to)
 {
-    assert(p->references[from] > 0 && p->references[to] == 1);
-    memcpy(p->memory + (size_t)to * p->block_bytes, p->memory + (size_t)from * p->block_bytes,
-           p->block_bytes);
+    assert(p->references[from] > 0 && p->references[to] == 1 && !p->held[to]);
+    memcpy(mx_kv_pool_block(p, to), mx_kv_pool_block(p, from), p->block_bytes);
 }
 
 int mx_kv_pool_total(const mx_kv_pool *p)
@@ -163,12 +202,22 @@ int mx_kv_pool_used(const mx_kv_pool *p)
     return atomic_load_explicit(&p->used, memory_order_relaxed);
 }
 
+int mx_kv_pool_cached(const mx_kv_pool *p)
+{
+    return atomic_load_explicit(&p->cached, memory_order_relaxed);
+}
+
+uint8_t *mx_kv_pool_block(const mx_kv_pool *p, int32_t block)
+{
+    assert(block >= 0 && block < p->total);
+    return p->memory + (size_t)block * p->block_bytes;
+}
+
 uint8_t *mx_kv_pool_k(const mx_kv_pool *p, int32_t block, int layer, int head)
 {
     size_t pair = (size_t)layer * (size_t)p->shape.n_kv_heads + (size_t)head;
 
-    assert(block >= 0 && block < p->total);
-    return p->memory + (size_t)block * p->block_bytes + pair * 2 * p->half_bytes;
+    return mx_kv_pool_block(p, block) + pair * 2 * p->half_bytes;
 }
 
 uint8_t *mx_kv_pool_v(const mx_kv_pool *p, int32_t block, int layer, int head)
