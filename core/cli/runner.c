@@ -21,7 +21,8 @@ mx_status mx_runner_open(const char *path, const char *kernels, int threads, int
     status = mx_model_open(path, &r->model, error);
     if (status != MX_OK)
         goto failed;
-    shape = (mx_kv_shape){r->model->hparams.n_layers, r->model->hparams.n_kv_heads, r->model->hparams.head_dim};
+    shape = (mx_kv_shape){r->model->hparams.n_layers, r->model->hparams.n_kv_heads, r->model->hparams.head_dim,
+                          MX_KV_F16};
     status = mx_threads_open(threads > 0 ? threads : mx_threads_default(), &r->threads, error);
     if (status != MX_OK)
         goto failed;
