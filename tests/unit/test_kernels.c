@@ -12,6 +12,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <cmocka.h>
+#include "kv_rounding.h"
 #include "math/kernels.h"
 
 #ifdef MX_TEST_MODEL_OF_AVX512 /* the AVX-512 sets on a machine without it: see the Makefile */
@@ -237,27 +238,6 @@ typedef struct {
     void *scratch;
 } attention_problem;
 
-/* What a cache makes of a number, or of a group of them (q8_0), by the definition in kv_type.h. */
-static void keep(mx_kv_type type, const float *x, int n, float *kept)
-{
-    for (int i = 0; i < n && type == MX_KV_F16; i++)
-        kept[i] = mx_f16_to_f32(mx_f32_to_f16(x[i]));
-    for (int i = 0; i < n && type == MX_KV_BF16; i++) { /* 8 bits of significand */
-        int exponent;
-        double m = frexp(x[i], &exponent);
-
-        kept[i] = (float)ldexp(nearbyint(m * 256), exponent - 8);
-    }
-    for (int g = 0; g < n && type == MX_KV_Q8_0; g += MX_KV_GROUP) {
-        float largest = 0;
-
-        for (int i = g; i < g + MX_KV_GROUP; i++)
-            largest = fmaxf(largest, fabsf(x[i]));
-        for (int i = g; i < g + MX_KV_GROUP; i++)
-            kept[i] = largest > 0 ? nearbyintf(x[i] * (127 / largest)) * mx_f16_to_f32(mx_f32_to_f16(largest / 127)) : 0;
-    }
-}
-
 static void make_attention(mx_kv_type type, int head_dim, attention_problem *p)
 {
     size_t n = (size_t)(KEYS * head_dim);
@@ -281,8 +261,8 @@ static void make_attention(mx_kv_type type, int head_dim, attention_problem *p)
         p->value[3 * head_dim + d] = 0;
     for (int i = 0; i < QUERIES * head_dim; i++)
         p->query[i] = uniform() * 3;
-    keep(type, p->key, (int)n, p->kept_key);
-    keep(type, p->value, (int)n, p->kept_value);
+    kv_round(type, p->key, n, p->kept_key);
+    kv_round(type, p->value, n, p->kept_value);
 }
 
 static void free_attention(attention_problem *p)
