@@ -75,6 +75,7 @@ typedef struct {
     int threads;              /* compute threads, 1 to 256; 0: physical cores within affinity mask and cgroup quota */
     int context;              /* tokens per request; 0: the model's own */
     int64_t kv_pool_bytes;    /* 0: one full context, or a quarter of the available memory where that is less */
+    const char *kv_type;      /* "f16", "bf16", "q8_0" (heads of a multiple of 32; half the memory); NULL: "f16" */
     int max_queue;            /* requests waiting before MX_BUSY; 0: 256 */
     int stall_timeout_ms;     /* a reader that takes nothing for so long loses its request; 0: 60,000 */
     const char *kernels;      /* "scalar", "avx2", "avx512"; NULL: the best this machine runs */

@@ -1,5 +1,5 @@
 /*
- * cmd_bench.c: `mixtral bench MODEL [--threads N] [--prompt N] [--tokens N] [--kernels NAME] [--json]`
+ * cmd_bench.c: `mixtral bench MODEL [--threads N] [--prompt N] [--tokens N] [--kernels NAME] [--kv-type TYPE] [--json]`
  *
  * Reads a prompt of random ids (from a fixed seed), then generates, and prints tokens per second of both; and what share of
  * the memory bandwidth, measured first with as many threads, generation draws: a token needs every weight once, of the
@@ -135,7 +135,7 @@ static int measure(mx_runner *r, int n_prompt, int n_decode, figures *f)
 
 int mx_cmd_bench(int argc, char **argv)
 {
-    const char *model = NULL, *kernels = NULL;
+    const char *model = NULL, *kernels = NULL, *kv_type = NULL;
     int threads = 0, n_prompt = 512, n_decode = 64, status;
     bool json = false;
     mx_runner r;
@@ -157,14 +157,17 @@ int mx_cmd_bench(int argc, char **argv)
             return mx_cli_fail("bench: %s: an option without a value, or not known", argv[i]);
         else if (strcmp(argv[i], "--kernels") == 0)
             kernels = argv[++i];
+        else if (strcmp(argv[i], "--kv-type") == 0)
+            kv_type = argv[++i];
         else if (!number)
             return mx_cli_fail("bench: there is no option %s", argv[i]);
         else if (!mx_cli_int(argv[++i], 1, most, number))
             return mx_cli_fail("bench: %s: expected 1 to %d, got %s", argv[i - 1], most, argv[i]);
     }
     if (!model)
-        return mx_cli_fail("usage: mixtral bench MODEL [--threads N] [--prompt N] [--tokens N] [--kernels NAME] [--json]");
-    if (mx_runner_open(model, kernels, threads, n_prompt + n_decode + 2 + WARM_UP, &r, &error) != MX_OK)
+        return mx_cli_fail("usage: mixtral bench MODEL [--threads N] [--prompt N] [--tokens N] [--kernels NAME] [--kv-type TYPE] "
+                           "[--json]");
+    if (mx_runner_open(model, kernels, kv_type, threads, n_prompt + n_decode + 2 + WARM_UP, &r, &error) != MX_OK)
         return mx_cli_fail("%s", error.text);
     status = measure(&r, n_prompt, n_decode, &f);
     if (status == 0 && json)

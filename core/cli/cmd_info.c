@@ -5,6 +5,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "../math/kv_type.h"
 #include "../model/chat_template.h"
 #include "../model/weights.h"
 #include "cli.h"
@@ -95,11 +96,27 @@ static double print_types(const mx_gguf *gguf)
     return total;
 }
 
+/* A line for each type of KV cache that the model's heads fit. */
+static void print_kv(const mx_hparams *h)
+{
+    char token[32], context[32];
+
+    for (int type = 0; type < MX_KV_TYPE_COUNT; type++) {
+        double bytes;
+
+        if (!mx_kv_type_fits((mx_kv_type)type, h->head_dim))
+            continue;
+        bytes = 2.0 * (double)mx_kv_half_bytes((mx_kv_type)type, h->head_dim) / MX_KV_SPAN * h->n_layers * h->n_kv_heads;
+        printf("kv %-4s        %s a token, %s a context\n", mx_kv_type_name((mx_kv_type)type), amount(bytes, token),
+               amount(bytes * h->context, context));
+    }
+}
+
 int mx_cmd_info(int argc, char **argv)
 {
     mx_model *model;
     mx_error error;
-    double weights, kv;
+    double weights;
     char text[32];
 
     if (argc != 2)
@@ -113,10 +130,8 @@ int mx_cmd_info(int argc, char **argv)
     print_geometry(model);
     print_vocabulary(model);
     weights = print_types(model->gguf);
-    kv = 2.0 * sizeof(uint16_t) * model->hparams.n_layers * model->hparams.n_kv_heads * model->hparams.head_dim;
     printf("weights        %s\n", amount(weights, text));
-    printf("kv per token   %s (f16)\n", amount(kv, text));
-    printf("kv per context %s\n", amount(kv * model->hparams.context, text));
+    print_kv(&model->hparams);
     mx_model_close(model);
     return 0;
 }

@@ -1,5 +1,5 @@
 /*
- * cmd_logits.c: `mixtral logits MODEL --tokens FILE [--step] [--kernels NAME] [--threads N] --out FILE`
+ * cmd_logits.c: `mixtral logits MODEL --tokens FILE [--step] [--kernels NAME] [--kv-type TYPE] [--threads N] --out FILE`
  *
  * Writes float32 [n_tokens][n_vocab] for the ids in FILE: read as one prompt (panel kernels), or with --step one token at a
  * time, as generated tokens are (dot kernels).
@@ -13,7 +13,7 @@
 #include "runner.h"
 
 typedef struct {
-    const char *model, *tokens, *out, *kernels;
+    const char *model, *tokens, *out, *kernels, *kv_type;
     int threads;
     bool step;
 } arguments;
@@ -110,6 +110,8 @@ int mx_cmd_logits(int argc, char **argv)
             a.out = argv[++i];
         else if (strcmp(argv[i], "--kernels") == 0)
             a.kernels = argv[++i];
+        else if (strcmp(argv[i], "--kv-type") == 0)
+            a.kv_type = argv[++i];
         else if (strcmp(argv[i], "--threads") == 0) {
             if (!mx_cli_int(argv[++i], 1, MX_THREADS_MAX, &a.threads))
                 return mx_cli_fail("logits: --threads: expected 1 to %d, got %s", MX_THREADS_MAX, value);
@@ -117,11 +119,12 @@ int mx_cmd_logits(int argc, char **argv)
             return mx_cli_fail("logits: there is no option %s", argv[i]);
     }
     if (!a.model || !a.tokens || !a.out)
-        return mx_cli_fail("usage: mixtral logits MODEL --tokens FILE [--step] [--kernels NAME] [--threads N] --out FILE");
+        return mx_cli_fail("usage: mixtral logits MODEL --tokens FILE [--step] [--kernels NAME] [--kv-type TYPE] [--threads N] "
+                           "--out FILE");
     ids = read_ids(a.tokens, &n, reason);
     if (!ids)
         return mx_cli_fail("logits: %s", reason);
-    if (mx_runner_open(a.model, a.kernels, a.threads, n, &r, &error) != MX_OK) {
+    if (mx_runner_open(a.model, a.kernels, a.kv_type, a.threads, n, &r, &error) != MX_OK) {
         free(ids);
         return mx_cli_fail("%s", error.text);
     }

@@ -61,6 +61,7 @@ static int help(void)
     printf("\nMODEL is a GGUF file; chat, complete and embed also take unix:PATH, the socket of an engine elsewhere.\n"
            "Options of chat, complete and embed:\n"
            "  --threads N --context N --kv-pool BYTES --kernels NAME    of an engine opened here\n"
+           "  --kv-type f16 | bf16 | q8_0                               what it keeps keys and values as\n"
            "  --system TEXT --template NAME --max-tokens N --temperature X --top-k N --top-p X --seed N\n"
            "  --option NAME=VALUE                                       any option of a request\n"
            "  --json                                                    complete: the whole result\n");

@@ -7,7 +7,8 @@
 #include <string.h>
 #include "../error.h"
 
-mx_status mx_runner_open(const char *path, const char *kernels, int threads, int n_tokens, mx_runner *r, mx_error *error)
+mx_status mx_runner_open(const char *path, const char *kernels, const char *kv_type, int threads, int n_tokens, mx_runner *r,
+                         mx_error *error)
 {
     int n_blocks = (n_tokens + MX_KV_SPAN - 1) / MX_KV_SPAN;
     mx_kv_shape shape;
@@ -21,7 +22,11 @@ mx_status mx_runner_open(const char *path, const char *kernels, int threads, int
     status = mx_model_open(path, &r->model, error);
     if (status != MX_OK)
         goto failed;
-    shape = (mx_kv_shape){r->model->hparams.n_layers, r->model->hparams.n_kv_heads, r->model->hparams.head_dim};
+    shape = (mx_kv_shape){r->model->hparams.n_layers, r->model->hparams.n_kv_heads, r->model->hparams.head_dim,
+                          MX_KV_F16};
+    status = mx_kv_type_choose(kv_type, shape.head_dim, &shape.type, error);
+    if (status != MX_OK)
+        goto failed;
     status = mx_threads_open(threads > 0 ? threads : mx_threads_default(), &r->threads, error);
     if (status != MX_OK)
         goto failed;

@@ -19,8 +19,9 @@ typedef struct {
     int n_tokens;    /* room */
 } mx_runner;
 
-/* Room for n_tokens. kernels NULL: the best; threads 0: the default. */
-mx_status mx_runner_open(const char *path, const char *kernels, int threads, int n_tokens, mx_runner *r, mx_error *error);
+/* Room for n_tokens. kernels NULL: the best; kv_type NULL: f16; threads 0: the default. */
+mx_status mx_runner_open(const char *path, const char *kernels, const char *kv_type, int threads, int n_tokens, mx_runner *r,
+                         mx_error *error);
 void mx_runner_close(mx_runner *r);
 
 /* Reads n <= RUNNER_CHUNK further tokens of one class; logits [n][n_vocab] of each, or NULL for none but the last, which then go to

@@ -14,7 +14,7 @@
 
 /* ---- Options ---- */
 
-typedef enum { FLAG_THREADS, FLAG_CONTEXT, FLAG_KV_POOL, FLAG_KERNELS, FLAG_TEXT, FLAG_VALUE, FLAG_OPTION } flag_kind;
+typedef enum { FLAG_THREADS, FLAG_CONTEXT, FLAG_KV_POOL, FLAG_KV_TYPE, FLAG_KERNELS, FLAG_TEXT, FLAG_VALUE, FLAG_OPTION } flag_kind;
 
 static const struct {
     const char *name, *option;
@@ -23,6 +23,7 @@ static const struct {
     {"--threads", NULL, FLAG_THREADS},
     {"--context", NULL, FLAG_CONTEXT},
     {"--kv-pool", NULL, FLAG_KV_POOL},
+    {"--kv-type", NULL, FLAG_KV_TYPE},
     {"--kernels", NULL, FLAG_KERNELS},
     {"--system", "system", FLAG_TEXT},
     {"--template", "template", FLAG_TEXT},
@@ -106,6 +107,9 @@ static int take_flag(mx_cli_options *options, const char *flag, const char *valu
     case FLAG_KV_POOL:
         failed = parse_number(flag, value, true, INT64_MAX, &number);
         options->engine.kv_pool_bytes = number;
+        break;
+    case FLAG_KV_TYPE:
+        options->engine.kv_type = value;
         break;
     case FLAG_KERNELS:
         options->engine.kernels = value;

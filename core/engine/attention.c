@@ -47,8 +47,9 @@ void mx_rope_store(mx_forward *f, int layer, int token)
     rotate(q, h->n_heads, h->head_dim, half, cosine, sine);
     rotate(k, h->n_kv_heads, h->head_dim, half, cosine, sine);
     for (int head = 0; head < h->n_kv_heads; head++)
-        f->kernels->store_kv(k + head * h->head_dim, v + head * h->head_dim, h->head_dim, position % MX_KV_SPAN,
-                             mx_kv_pool_k(f->pool, block, layer, head), mx_kv_pool_v(f->pool, block, layer, head));
+        f->kernels->store_kv(mx_kv_pool_shape(f->pool)->type, k + head * h->head_dim, v + head * h->head_dim, h->head_dim,
+                             position % MX_KV_SPAN, mx_kv_pool_k(f->pool, block, layer, head),
+                             mx_kv_pool_v(f->pool, block, layer, head));
 }
 
 static int heads_per_kv(const mx_hparams *h)
@@ -96,6 +97,7 @@ static void attend(mx_forward *f, mx_worker *worker, int layer, const mx_query_r
             position[n] = f->batch->position[f->order[t]];
         }
     a = (mx_attention){
+        .type = mx_kv_pool_shape(f->pool)->type,
         .head_dim = h->head_dim,
         .n_queries = n,
         .q = q,
@@ -104,7 +106,7 @@ static void attend(mx_forward *f, mx_worker *worker, int layer, const mx_query_r
         .block = f->batch->blocks[f->batch->sequence[f->order[run->first]]],
         .k = mx_kv_pool_k(f->pool, 0, layer, kv_head),
         .v = mx_kv_pool_v(f->pool, 0, layer, kv_head),
-        .block_bytes = mx_kv_block_bytes(&(mx_kv_shape){h->n_layers, h->n_kv_heads, h->head_dim}),
+        .block_bytes = mx_kv_block_bytes(mx_kv_pool_shape(f->pool)),
         .scratch = worker->scratch,
     };
     f->kernels->attention(&a);

@@ -34,7 +34,7 @@ struct mx_kv_pool {
 
 static size_t half_bytes(const mx_kv_shape *shape)
 {
-    return (size_t)shape->head_dim * MX_KV_SPAN * sizeof(uint16_t);
+    return mx_kv_half_bytes(shape->type, shape->head_dim);
 }
 
 size_t mx_kv_block_bytes(const mx_kv_shape *shape)
@@ -190,6 +190,11 @@ void mx_kv_pool_copy(mx_kv_pool *p, int32_t from, int32_t to)
 {
     assert(p->references[from] > 0 && p->references[to] == 1 && !p->held[to]);
     memcpy(mx_kv_pool_block(p, to), mx_kv_pool_block(p, from), p->block_bytes);
+}
+
+const mx_kv_shape *mx_kv_pool_shape(const mx_kv_pool *p)
+{
+    return &p->shape;
 }
 
 int mx_kv_pool_total(const mx_kv_pool *p)

@@ -1,7 +1,7 @@
 /*
  * kv_pool.h: one budget of KV memory, cut into blocks of MX_KV_SPAN tokens.
  *
- * A block holds all layers of its tokens: [layer][kv_head] of { K f16 [head_dim][MX_KV_SPAN], V f16 [MX_KV_SPAN][head_dim] }.
+ * A block holds all layers of its tokens: [layer][kv_head] of { K, V }, each a half block of the shape's type (kv_type.h).
  * Memory is reserved at open, touched on use and never inherited by a fork (MADV_DONTFORK). A block is
  *     used      sequences have references to it; the prefix index may hold it besides
  *     cached    held by the index alone: its contents can be found again, until the index drops it
@@ -19,6 +19,7 @@ typedef struct mx_kv_pool mx_kv_pool;
 
 typedef struct {
     int n_layers, n_kv_heads, head_dim;
+    mx_kv_type type;
 } mx_kv_shape;
 
 size_t mx_kv_block_bytes(const mx_kv_shape *shape);
@@ -37,6 +38,7 @@ bool mx_kv_pool_is_cached(const mx_kv_pool *pool, int32_t block);
 bool mx_kv_pool_is_shared(const mx_kv_pool *pool, int32_t block);  /* or held: copy before writing */
 void mx_kv_pool_copy(mx_kv_pool *pool, int32_t from, int32_t to);      /* `to` has one reference: its only user's */
 
+const mx_kv_shape *mx_kv_pool_shape(const mx_kv_pool *pool);
 int mx_kv_pool_total(const mx_kv_pool *pool);
 int mx_kv_pool_used(const mx_kv_pool *pool);   /* any thread; the rest is cached or free */
 int mx_kv_pool_cached(const mx_kv_pool *pool); /* any thread */

@@ -701,7 +701,7 @@ static mx_status open_parts(mx_scheduler *s, mx_error *error)
 {
     const mx_scheduler_options *o = &s->options;
     const mx_hparams *h = &o->model->hparams;
-    mx_kv_shape shape = {h->n_layers, h->n_kv_heads, h->head_dim};
+    mx_kv_shape shape = {h->n_layers, h->n_kv_heads, h->head_dim, o->kv_type};
     size_t n_vocab = (size_t)h->n_vocab, dim = (size_t)h->dim;
     int64_t pool_tokens;
     mx_status status = mx_kv_pool_open(&shape, o->kv_pool_bytes, &s->pool, error);

@@ -73,6 +73,7 @@ typedef struct {
     int threads;
     int context;
     int64_t kv_pool_bytes;
+    mx_kv_type kv_type; /* fits the model's head_dim */
     int max_queue;
     void (*log)(void *arg, mx_log_level level, const char *line);
     void *log_arg;

@@ -17,6 +17,7 @@ enum {
 
 _Static_assert(((2 * MX_KV_SPAN + 2 * (MX_ATTENTION_QUERIES + 1)) * MX_HEAD_DIM_MAX) * sizeof(float) <= MX_SCRATCH_BYTES,
                "the scratch is too small");
+_Static_assert(MX_KV_GROUP == MX_GROUP, "q8_0 keys and values are rounded as activations are");
 
 typedef struct {
     float *keys;   /* [head_dim][MX_KV_SPAN] */
@@ -27,16 +28,48 @@ typedef struct {
     float largest[MX_ATTENTION_QUERIES + 1], total[MX_ATTENTION_QUERIES + 1];
 } attention_state;
 
+ALWAYS_INLINE void load_16_bit(const uint8_t *k, const uint8_t *v, int head_dim, float_decoder decode, attention_state *s)
+{
+    decode(k, head_dim * MX_KV_SPAN, s->keys);
+    for (int j = 0; j < MX_KV_SPAN; j++)
+        decode(v + (size_t)(j * head_dim) * sizeof(uint16_t), head_dim, s->values + j * s->padded);
+}
+
+/* out[i] = q[i] * scale, for a group */
+ALWAYS_INLINE void scale_group(const int8_t *q, VF scale, float *out)
+{
+    for (int i = 0; i < MX_KV_GROUP; i += VF_N)
+        vf_store(out + i, vf_mul(vf_load_bytes(q + i), scale));
+}
+
+static void load_q8_0(const uint8_t *k, const uint8_t *v, int head_dim, attention_state *s)
+{
+    const int8_t *keys = (const int8_t *)k, *values = (const int8_t *)v;
+    float scales[MX_HEAD_DIM_MAX / MX_KV_GROUP * MX_KV_SPAN];
+    int groups = head_dim / MX_KV_GROUP;
+
+    floats_f16(k + head_dim * MX_KV_SPAN, groups * MX_KV_SPAN, scales);
+    for (int d = 0; d < head_dim; d++)
+        for (int j = 0; j < MX_KV_SPAN; j += VF_N)
+            vf_store(s->keys + d * MX_KV_SPAN + j, vf_mul(vf_load_bytes(keys + d * MX_KV_SPAN + j),
+                                                          vf_load(scales + d / MX_KV_GROUP * MX_KV_SPAN + j)));
+    floats_f16(v + head_dim * MX_KV_SPAN, groups * MX_KV_SPAN, scales);
+    for (int j = 0; j < MX_KV_SPAN; j++)
+        for (int g = 0; g < groups; g++)
+            scale_group(values + j * head_dim + g * MX_KV_GROUP, vf_set(scales[j * groups + g]),
+                        s->values + j * s->padded + g * MX_KV_GROUP);
+}
+
 static void load_span(const mx_attention *a, int span, attention_state *s)
 {
     size_t block = (size_t)a->block[span] * a->block_bytes;
-    const uint16_t *k = (const uint16_t *)(const void *)(a->k + block);
-    const uint16_t *v = (const uint16_t *)(const void *)(a->v + block);
 
-    for (int i = 0; i < a->head_dim * MX_KV_SPAN; i += VF_N)
-        vf_store(s->keys + i, vf_load_half(k + i));
-    for (int j = 0; j < MX_KV_SPAN; j++)
-        floats_f16(v + j * a->head_dim, a->head_dim, s->values + j * s->padded);
+    if (a->type == MX_KV_Q8_0)
+        load_q8_0(a->k + block, a->v + block, a->head_dim, s);
+    else if (a->type == MX_KV_BF16)
+        load_16_bit(a->k + block, a->v + block, a->head_dim, floats_bf16, s);
+    else
+        load_16_bit(a->k + block, a->v + block, a->head_dim, floats_f16, s);
 }
 
 /* scores[i][key] = query i . key, for QUERY_TILE queries from `first` on */
@@ -135,24 +168,68 @@ static void attention(const mx_attention *a)
             a->out[i][d] = s.out[i * s.padded + d] / s.total[i];
 }
 
-/* A token's key and value for one head into its slot: the key as a column, the value as a row. */
-static void store_kv(const float *k, const float *v, int head_dim, int slot, uint8_t *k_block, uint8_t *v_block)
+/* ---- Storing: the key as a column, the value as a row --------------------------------------------------------------- */
+
+static void halves_f16(const float *x, int n, uint16_t *out)
 {
-    uint16_t *keys = (uint16_t *)(void *)k_block, *values = (uint16_t *)(void *)v_block;
-    int d = 0;
+    int i = 0;
 
-    for (; d + VF_N <= head_dim; d += VF_N) {
-        uint16_t column[VF_N];
+    for (; i + VF_N <= n; i += VF_N)
+        vf_store_half(out + i, vf_load(x + i));
+    for (; i < n; i++)
+        out[i] = mx_f32_to_f16(x[i]);
+}
 
-        vf_store_half(column, vf_load(k + d));
-        for (int i = 0; i < VF_N; i++)
-            keys[(d + i) * MX_KV_SPAN + slot] = column[i];
-        vf_store_half(values + slot * head_dim + d, vf_load(v + d));
+/* To nearest even; a NaN stays one. */
+static void halves_bf16(const float *x, int n, uint16_t *out)
+{
+    for (int i = 0; i < n; i++) {
+        uint32_t bits;
+
+        memcpy(&bits, x + i, 4);
+        out[i] = (uint16_t)(x[i] == x[i] ? (bits + 0x7fff + (bits >> 16 & 1)) >> 16 : bits >> 16 | 0x40);
     }
-    for (; d < head_dim; d++) {
-        keys[d * MX_KV_SPAN + slot] = mx_f32_to_f16(k[d]);
-        values[slot * head_dim + d] = mx_f32_to_f16(v[d]);
+}
+
+ALWAYS_INLINE void store_16_bit(const float *k, const float *v, int head_dim, int slot, uint8_t *k_half, uint8_t *v_half,
+                                void (*encode)(const float *x, int n, uint16_t *out))
+{
+    uint16_t *keys = (uint16_t *)(void *)k_half, *values = (uint16_t *)(void *)v_half, column[MX_HEAD_DIM_MAX];
+
+    encode(k, head_dim, column);
+    for (int d = 0; d < head_dim; d++)
+        keys[d * MX_KV_SPAN + slot] = column[d];
+    encode(v, head_dim, values + slot * head_dim);
+}
+
+static void store_q8_0(const float *k, const float *v, int head_dim, int slot, uint8_t *k_half, uint8_t *v_half)
+{
+    int8_t *keys = (int8_t *)k_half, *values = (int8_t *)v_half;
+    uint16_t *key_scales = (uint16_t *)(void *)(k_half + head_dim * MX_KV_SPAN);
+    uint16_t *value_scales = (uint16_t *)(void *)(v_half + head_dim * MX_KV_SPAN);
+    int groups = head_dim / MX_KV_GROUP;
+
+    for (int g = 0; g < groups; g++) {
+        int8_t column[MX_KV_GROUP];
+        float scale, unused_sums[2];
+
+        quantize_group(k + g * MX_KV_GROUP, column, &scale, unused_sums);
+        key_scales[g * MX_KV_SPAN + slot] = mx_f32_to_f16(scale);
+        for (int d = 0; d < MX_KV_GROUP; d++)
+            keys[(g * MX_KV_GROUP + d) * MX_KV_SPAN + slot] = column[d];
+        quantize_group(v + g * MX_KV_GROUP, values + slot * head_dim + g * MX_KV_GROUP, &scale, unused_sums);
+        value_scales[slot * groups + g] = mx_f32_to_f16(scale);
     }
+}
+
+static void store_kv(mx_kv_type type, const float *k, const float *v, int head_dim, int slot, uint8_t *k_half, uint8_t *v_half)
+{
+    if (type == MX_KV_Q8_0)
+        store_q8_0(k, v, head_dim, slot, k_half, v_half);
+    else if (type == MX_KV_BF16)
+        store_16_bit(k, v, head_dim, slot, k_half, v_half, halves_bf16);
+    else
+        store_16_bit(k, v, head_dim, slot, k_half, v_half, halves_f16);
 }
 
 #endif

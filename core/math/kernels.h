@@ -17,6 +17,7 @@
 #include <stddef.h>
 #include <stdint.h>
 #include "blocks.h"
+#include "kv_type.h"
 
 typedef enum { MX_LAYOUT_FILE } mx_layout; /* rows of blocks, as in the file */
 
@@ -54,20 +55,18 @@ typedef struct { /* y[c][r - row_begin] = sum over k of w[r][k] x[column(c)][k],
 
 #define MX_SCRATCH_BYTES (384 * 1024)
 
-#define MX_KV_SPAN 32 /* keys a KV block holds, and the fixed span in which attention takes them */
-
 #define MX_ATTENTION_QUERIES 32 /* queries a call */
 #define MX_HEAD_DIM_MAX 512
 
 typedef struct { /* queries that share one KV head */
+    mx_kv_type type;            /* of the keys and values */
     int head_dim;               /* at most MX_HEAD_DIM_MAX */
     int n_queries;              /* at most MX_ATTENTION_QUERIES */
     const float *const *q;      /* [n_queries] of [head_dim], rotated, not yet scaled */
     float *const *out;          /* [n_queries] of [head_dim] */
     const int32_t *position;    /* [n_queries]: query i sees keys 0 .. position[i] */
     const int32_t *block;       /* [n_spans] the KV block of each span */
-    const uint8_t *k;           /* block 0's f16 [head_dim][MX_KV_SPAN]: a key is a column */
-    const uint8_t *v;           /* block 0's f16 [MX_KV_SPAN][head_dim] */
+    const uint8_t *k, *v;       /* block 0's half blocks (kv_type.h) */
     size_t block_bytes;         /* from one block's to the next one's */
     void *scratch;              /* MX_SCRATCH_BYTES, 64-byte aligned */
 } mx_attention;
@@ -87,7 +86,9 @@ typedef struct mx_kernels {
     void (*silu_multiply)(float *gate, const float *up, int n);                   /* gate = silu(gate) * up */
     void (*add_scaled)(float *y, const float *x, float scale, int n);             /* y += scale * x */
     float (*dot_f32)(const float *a, const float *b, int n);
-    void (*store_kv)(const float *k, const float *v, int head_dim, int slot, uint8_t *k_block, uint8_t *v_block);
+
+    /* A token's key and value [head_dim] of one head into its slot of two half blocks (kv_type.h). */
+    void (*store_kv)(mx_kv_type type, const float *k, const float *v, int head_dim, int slot, uint8_t *k_half, uint8_t *v_half);
 } mx_kernels;
 
 extern const mx_kernels mx_kernels_scalar;

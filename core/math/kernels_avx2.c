@@ -18,6 +18,10 @@ ALWAYS_INLINE VF vf_set(float x) { return _mm256_set1_ps(x); }
 ALWAYS_INLINE VF vf_load(const float *p) { return _mm256_loadu_ps(p); }
 ALWAYS_INLINE void vf_store(float *p, VF x) { _mm256_storeu_ps(p, x); }
 ALWAYS_INLINE VF vf_load_half(const uint16_t *p) { return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p)); }
+ALWAYS_INLINE VF vf_load_bytes(const int8_t *p)
+{
+    return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)(const void *)p)));
+}
 ALWAYS_INLINE void vf_store_half(uint16_t *p, VF x)
 {
     _mm_storeu_si128((__m128i *)p, _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT));

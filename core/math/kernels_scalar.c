@@ -16,6 +16,7 @@ ALWAYS_INLINE VF vf_set(float x) { return x; }
 ALWAYS_INLINE VF vf_load(const float *p) { return *p; }
 ALWAYS_INLINE void vf_store(float *p, VF x) { *p = x; }
 ALWAYS_INLINE VF vf_load_half(const uint16_t *p) { return mx_f16_to_f32(*p); }
+ALWAYS_INLINE VF vf_load_bytes(const int8_t *p) { return *p; }
 ALWAYS_INLINE void vf_store_half(uint16_t *p, VF x) { *p = mx_f32_to_f16(x); }
 ALWAYS_INLINE VF vf_add(VF a, VF b) { return a + b; }
 ALWAYS_INLINE VF vf_sub(VF a, VF b) { return a - b; }

@@ -53,9 +53,9 @@ static mx_status check_options(const mx_engine_options *options, mx_error *error
 }
 
 /* One full context, or a quarter of the available memory where that is less. */
-static int64_t default_kv_pool_bytes(const mx_hparams *h, int context)
+static int64_t default_kv_pool_bytes(const mx_hparams *h, mx_kv_type type, int context)
 {
-    mx_kv_shape shape = {.n_layers = h->n_layers, .n_kv_heads = h->n_kv_heads, .head_dim = h->head_dim};
+    mx_kv_shape shape = {h->n_layers, h->n_kv_heads, h->head_dim, type};
     int64_t blocks = ((int64_t)context + MX_KV_SPAN - 1) / MX_KV_SPAN;
     int64_t block_bytes = (int64_t)mx_kv_block_bytes(&shape), available = mx_machine_available_bytes("");
 
@@ -99,12 +99,16 @@ static mx_status open_scheduler(mx_engine *engine, const mx_engine_options *opti
         .log = options->log,
         .log_arg = options->log_arg,
     };
+    mx_status status;
 
     if (!o.kernels)
         return mx_fail(error, MX_INVALID, "kernels", "option kernels: expected one that this machine runs (%s), got %s",
                        mx_kernels_names(), options->kernels);
+    status = mx_kv_type_choose(options->kv_type, engine->model->hparams.head_dim, &o.kv_type, error);
+    if (status != MX_OK)
+        return status;
     if (o.kv_pool_bytes == 0)
-        o.kv_pool_bytes = default_kv_pool_bytes(&engine->model->hparams, context);
+        o.kv_pool_bytes = default_kv_pool_bytes(&engine->model->hparams, o.kv_type, context);
     return mx_scheduler_open(&o, &engine->scheduler, error);
 }
 

@@ -79,7 +79,7 @@ class Opening(Files):
     def test_options(self):
         self.one("SELECT mixtral_open(?, ?)", self.file,
                  '{"threads": 1, "context": 512, "kv_pool": "64M", "max_queue": 8, "stall_timeout_ms": 5000, '
-                 '"kernels": "scalar", "name": "small", "keep_s": 1.5}')
+                 '"kv_type": "q8_0", "kernels": "scalar", "name": "small", "keep_s": 1.5}')
         self.assertEqual(json.loads(self.one("SELECT mixtral_models()"))[0]["context"], 512)
         self.fails("SELECT mixtral_chat(?)", "512", values=("word " * 1000,), kind=sqlite3.DataError)
 
@@ -88,6 +88,7 @@ class Opening(Files):
                                ('{"threads": -1}', ["threads", "-1"]), ('{"threads": 100000}', ["threads", "100000"]),
                                ('{"kv_pool": "5 bananas"}', ["kv_pool", "bananas"]),
                                ('{"kv_pool": "99999999999G"}', ["kv_pool"]), ('{"keep_s": -1}', ["keep_s", "-1"]),
+                               ('{"kv_type": "q4_0"}', ["kv_type", "q8_0", "q4_0"]),
                                ('{"kernels": "abacus"}', ["kernels", "abacus"]), ('{"name": ""}', ["name"]),
                                ('{"threads"', ["malformed JSON"]), ("[]", ["object", "array"])):
             self.fails("SELECT mixtral_open(?, ?)", "mixtral_open", *words, values=(self.file, options))

@@ -59,6 +59,17 @@ static inline __m512 model_cvtepi32_ps(__m512i x)
     return simde_mm512_loadu_ps(floats);
 }
 
+static inline __m512i model_cvtepi8_epi32(__m128i x)
+{
+    int32_t ints[16];
+
+    _mm256_storeu_si256((__m256i *)(void *)ints, _mm256_cvtepi8_epi32(x));
+    _mm256_storeu_si256((__m256i *)(void *)(ints + 8), _mm256_cvtepi8_epi32(_mm_srli_si128(x, 8)));
+    return simde_mm512_loadu_si512(ints);
+}
+
+#undef _mm512_cvtepi8_epi32
+#define _mm512_cvtepi8_epi32(x) model_cvtepi8_epi32(x)
 #undef _mm512_cvtepi32_ps
 #define _mm512_cvtepi32_ps(x) model_cvtepi32_ps(x)
 #undef _mm512_cvtps_epi32

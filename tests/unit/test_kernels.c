@@ -12,6 +12,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <cmocka.h>
+#include "kv_rounding.h"
 #include "math/kernels.h"
 
 #ifdef MX_TEST_MODEL_OF_AVX512 /* the AVX-512 sets on a machine without it: see the Makefile */
@@ -220,77 +221,184 @@ static void check_products(const mx_kernels *k)
     free(scratch);
 }
 
+/* ---- Attention ------------------------------------------------------------------------------------------------------ */
+
+enum { KEYS = 75, QUERIES = 5 };
+
+static const int32_t kv_blocks[] = {2, 0, 3}, query_position[QUERIES] = {0, 31, 32, 74, 74};
+
+typedef struct {
+    mx_kv_type type;
+    int head_dim;
+    size_t half_bytes, block_bytes;
+    uint8_t *memory;            /* 4 blocks of { keys, values } */
+    float *key, *value;         /* [KEYS, head_dim] */
+    float *kept_key, *kept_value; /* what a cache of the type makes of them */
+    float *query;               /* [QUERIES, head_dim] */
+    void *scratch;
+} attention_problem;
+
+static void make_attention(mx_kv_type type, int head_dim, attention_problem *p)
+{
+    size_t n = (size_t)(KEYS * head_dim);
+
+    p->type = type;
+    p->head_dim = head_dim;
+    p->half_bytes = mx_kv_half_bytes(type, head_dim);
+    p->block_bytes = 2 * p->half_bytes;
+    p->memory = zeroed(4 * p->block_bytes);
+    p->key = zeroed(sizeof(float) * n);
+    p->value = zeroed(sizeof(float) * n);
+    p->kept_key = zeroed(sizeof(float) * n);
+    p->kept_value = zeroed(sizeof(float) * n);
+    p->query = zeroed(sizeof(float) * (size_t)(QUERIES * head_dim));
+    p->scratch = zeroed(MX_SCRATCH_BYTES);
+    for (size_t i = 0; i < n; i++) {
+        p->key[i] = uniform() * 2;
+        p->value[i] = uniform();
+    }
+    for (int d = 0; d < head_dim; d++) /* a value of zeros, which has no scale */
+        p->value[3 * head_dim + d] = 0;
+    for (int i = 0; i < QUERIES * head_dim; i++)
+        p->query[i] = uniform() * 3;
+    kv_round(type, p->key, n, p->kept_key);
+    kv_round(type, p->value, n, p->kept_value);
+}
+
+static void free_attention(attention_problem *p)
+{
+    free(p->memory);
+    free(p->key);
+    free(p->value);
+    free(p->kept_key);
+    free(p->kept_value);
+    free(p->query);
+    free(p->scratch);
+}
+
+static void store_keys(const mx_kernels *k, attention_problem *p)
+{
+    memset(p->memory, 0xff, 4 * p->block_bytes); /* NaN where nothing was stored: it must not be read */
+    for (int i = 0; i < KEYS; i++) {
+        uint8_t *at = p->memory + (size_t)kv_blocks[i / MX_KV_SPAN] * p->block_bytes;
+
+        k->store_kv(p->type, p->key + i * p->head_dim, p->value + i * p->head_dim, p->head_dim, i % MX_KV_SPAN, at,
+                    at + p->half_bytes);
+    }
+}
+
+/* The scalar set's bytes are every set's. */
+static void check_stored(const mx_kernels *k, attention_problem *p)
+{
+    uint8_t *bytes = zeroed(4 * p->block_bytes);
+
+    store_keys(&mx_kernels_scalar, p);
+    memcpy(bytes, p->memory, 4 * p->block_bytes);
+    store_keys(k, p);
+    assert_memory_equal(bytes, p->memory, 4 * p->block_bytes);
+    free(bytes);
+}
+
+/* `n` queries from `first` on to out [n, head_dim] */
+static void attend(const mx_kernels *k, const attention_problem *p, int first, int n, float *out)
+{
+    const float *q[QUERIES];
+    float *o[QUERIES];
+    mx_attention a = {
+        .type = p->type, .head_dim = p->head_dim, .n_queries = n, .q = q, .out = o, .position = query_position + first,
+        .block = kv_blocks, .k = p->memory, .v = p->memory + p->half_bytes, .block_bytes = p->block_bytes,
+        .scratch = p->scratch,
+    };
+
+    for (int i = 0; i < n; i++) {
+        q[i] = p->query + (first + i) * p->head_dim;
+        o[i] = out + i * p->head_dim;
+    }
+    k->attention(&a);
+}
+
+/* Attention in double, of one query to out [head_dim]. */
+static void exact_attention(const attention_problem *p, const float *key, const float *value, int query, double *out)
+{
+    double weight[KEYS], total = 0, largest = -1e30;
+    int d = p->head_dim, n = query_position[query] + 1;
+
+    for (int j = 0; j < n; j++) {
+        weight[j] = 0;
+        for (int x = 0; x < d; x++)
+            weight[j] += (double)p->query[query * d + x] * key[j * d + x] / sqrt(d);
+        largest = weight[j] > largest ? weight[j] : largest;
+    }
+    for (int j = 0; j < n; j++)
+        total += weight[j] = exp(weight[j] - largest);
+    for (int x = 0; x < d; x++) {
+        out[x] = 0;
+        for (int j = 0; j < n; j++)
+            out[x] += weight[j] / total * value[j * d + x];
+    }
+}
+
+/* Against keys and values as they were kept only float32 rounding is left; against those that came, the type's own. */
+static void check_against_exact(const mx_kernels *k, const attention_problem *p, const float *out)
+{
+    static const double type_error[] = {[MX_KV_F16] = 2e-3, [MX_KV_BF16] = 2e-2, [MX_KV_Q8_0] = 2e-2};
+
+    for (int i = 0; i < QUERIES; i++) {
+        double kept[MX_HEAD_DIM_MAX], came[MX_HEAD_DIM_MAX];
+
+        exact_attention(p, p->kept_key, p->kept_value, i, kept);
+        exact_attention(p, p->key, p->value, i, came);
+        for (int x = 0; x < p->head_dim; x++) {
+            double got = out[i * p->head_dim + x];
+
+            if (!(fabs(kept[x] - got) < 2e-5) || !(fabs(came[x] - got) < type_error[p->type]))
+                fail_msg("%s attention, %s, head of %d, query %d, dimension %d: expected %g (%g before rounding), got %g", k->name,
+                         mx_kv_type_name(p->type), p->head_dim, i, x, kept[x], came[x], got);
+        }
+    }
+}
+
 /* A head of 80 dimensions is no multiple of any set's vector but the scalar one's. */
 static void check_attention(const mx_kernels *k)
 {
-    static const int heads[] = {64, 80, 128, 2, 36};
-    enum { N = 75, QUERIES = 5 };
-    void *scratch = zeroed(MX_SCRATCH_BYTES);
+    static const int heads[] = {64, 80, 128, 2, 36, 32, 96, MX_HEAD_DIM_MAX};
+    float *out = zeroed(sizeof(float) * QUERIES * MX_HEAD_DIM_MAX), *alone = zeroed(sizeof(float) * MX_HEAD_DIM_MAX);
 
-    for (size_t h = 0; h < sizeof heads / sizeof *heads; h++) {
-        int d = heads[h];
-        size_t plane = (size_t)(d * MX_KV_SPAN) * 2, block_bytes = 2 * plane;
-        uint8_t *memory = zeroed(4 * block_bytes);
-        int32_t blocks[] = {2, 0, 3}, position[QUERIES] = {0, 31, 32, 74, 74};
-        float *key = zeroed(sizeof(float) * (size_t)(N * d)), *value = zeroed(sizeof(float) * (size_t)(N * d));
-        float *query = zeroed(sizeof(float) * (size_t)(QUERIES * d)), *out = zeroed(sizeof(float) * (size_t)(QUERIES * d));
-        const float *q[QUERIES];
-        float *o[QUERIES];
+    for (int type = 0; type < MX_KV_TYPE_COUNT; type++)
+        for (size_t h = 0; h < sizeof heads / sizeof *heads; h++) {
+            attention_problem p;
 
-        memset(memory, 0x7e, 4 * block_bytes); /* NaN where nothing was stored: it must not be read */
-        for (int i = 0; i < N * d; i++) {
-            key[i] = mx_f16_to_f32(mx_f32_to_f16(uniform() * 2));
-            value[i] = mx_f16_to_f32(mx_f32_to_f16(uniform()));
-        }
-        for (int i = 0; i < QUERIES * d; i++)
-            query[i] = uniform() * 3;
-        for (int i = 0; i < N; i++) {
-            uint8_t *at = memory + (size_t)blocks[i / MX_KV_SPAN] * block_bytes;
-
-            k->store_kv(key + i * d, value + i * d, d, i % MX_KV_SPAN, at, at + plane);
-        }
-        for (int i = 0; i < QUERIES; i++) {
-            q[i] = query + i * d;
-            o[i] = out + i * d;
-        }
-        mx_attention a = {d, QUERIES, q, o, position, blocks, memory, memory + plane, block_bytes, scratch};
-        k->attention(&a);
-        for (int i = 0; i < QUERIES; i++) {
-            double weight[N], total = 0, largest = -1e30;
-
-            for (int j = 0; j <= position[i]; j++) {
-                weight[j] = 0;
-                for (int x = 0; x < d; x++)
-                    weight[j] += (double)q[i][x] * key[j * d + x] / sqrt(d);
-                largest = weight[j] > largest ? weight[j] : largest;
+            if (!mx_kv_type_fits((mx_kv_type)type, heads[h]))
+                continue;
+            make_attention((mx_kv_type)type, heads[h], &p);
+            check_stored(k, &p);
+            attend(k, &p, 0, QUERIES, out);
+            check_against_exact(k, &p, out);
+            for (int i = 0; i < QUERIES; i++) { /* alone: the same bits */
+                attend(k, &p, i, 1, alone);
+                assert_memory_equal(alone, out + i * p.head_dim, sizeof(float) * (size_t)p.head_dim);
             }
-            for (int j = 0; j <= position[i]; j++)
-                total += weight[j] = exp(weight[j] - largest);
-            for (int x = 0; x < d; x++) {
-                double sum = 0;
-
-                for (int j = 0; j <= position[i]; j++)
-                    sum += weight[j] / total * value[j * d + x];
-                if (!(fabs(sum - o[i][x]) < 2e-5))
-                    fail_msg("%s attention, head of %d, query %d, dimension %d: expected %g, got %g", k->name, d, i, x, sum,
-                             (double)o[i][x]);
-            }
+            free_attention(&p);
         }
-        for (int i = 0; i < QUERIES; i++) { /* alone: the same bits */
-            float *alone = zeroed(sizeof(float) * (size_t)d);
-            mx_attention one = {d, 1, &q[i], &alone, &position[i], blocks, memory, memory + plane, block_bytes, scratch};
+    free(out);
+    free(alone);
+}
 
-            k->attention(&one);
-            assert_memory_equal(alone, o[i], sizeof(float) * (size_t)d);
-            free(alone);
-        }
-        free(memory);
-        free(key);
-        free(value);
-        free(query);
-        free(out);
+/* Rounding would carry a NaN of all ones into the sign, and the largest float over to infinity. */
+static void check_bf16_edges(const mx_kernels *k)
+{
+    enum { N = 4 };
+    static const uint32_t bits[N] = {0x7fffffff, 0x7f7fffff, 0x80000000, 0x3f808000};
+    static const uint16_t expected[N] = {0x7fff, 0x7f80, 0x8000, 0x3f80};
+    uint16_t keys[N * MX_KV_SPAN], values[N * MX_KV_SPAN];
+    float x[N];
+
+    memcpy(x, bits, sizeof x);
+    k->store_kv(MX_KV_BF16, x, x, N, 1, (uint8_t *)keys, (uint8_t *)values);
+    for (int i = 0; i < N; i++) {
+        assert_int_equal(keys[i * MX_KV_SPAN + 1], expected[i]);
+        assert_int_equal(values[N + i], expected[i]);
     }
-    free(scratch);
 }
 
 static void check_elementwise(const mx_kernels *k)
@@ -357,6 +465,7 @@ static void test_attention(void **unused)
 {
     (void)unused;
     for_each_set(check_attention);
+    for_each_set(check_bf16_edges);
 }
 
 static void test_elementwise(void **unused)

@@ -46,6 +46,32 @@ static void budget_gives_blocks(void **state)
     mx_kv_pool_close(NULL);
 }
 
+static void type_gives_size(void **state)
+{
+    const mx_kv_shape mixtral = {.n_layers = 32, .n_kv_heads = 8, .head_dim = 128};
+    mx_kv_shape s = mixtral;
+    mx_kv_type type;
+    mx_error error;
+    (void)state;
+
+    s.type = MX_KV_BF16;
+    assert_int_equal(mx_kv_block_bytes(&s), mx_kv_block_bytes(&mixtral));
+    s.type = MX_KV_Q8_0; /* a byte each, and a float16 for 32 */
+    assert_int_equal(mx_kv_block_bytes(&s), 32 * 32 * 8 * 2 * (128 + 4 * 2));
+    assert_int_equal(mx_kv_type_choose(NULL, 36, &type, &error), MX_OK);
+    assert_int_equal(type, MX_KV_F16);
+    assert_int_equal(mx_kv_type_choose("bf16", 36, &type, &error), MX_OK);
+    assert_int_equal(type, MX_KV_BF16);
+    assert_int_equal(mx_kv_type_choose("q8_0", 96, &type, &error), MX_OK);
+    assert_int_equal(type, MX_KV_Q8_0);
+    assert_int_equal(mx_kv_type_choose("q8_0", 36, &type, &error), MX_INVALID);
+    assert_string_equal(error.field, "kv_type");
+    assert_string_equal(error.text,
+                        "option kv_type: q8_0 takes a head size that is a multiple of 32, the model's is 36");
+    assert_int_equal(mx_kv_type_choose("f32", 64, &type, &error), MX_INVALID);
+    assert_string_equal(error.text, "option kv_type: expected f16, bf16 or q8_0, got f32");
+}
+
 static void absurd_budget_is_refused(void **state)
 {
     const mx_kv_shape big = {.n_layers = 1000, .n_kv_heads = 1000, .head_dim = 1024};
@@ -182,7 +208,8 @@ static void fork_does_not_inherit(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(budget_gives_blocks),   cmocka_unit_test(absurd_budget_is_refused),
+        cmocka_unit_test(budget_gives_blocks),   cmocka_unit_test(type_gives_size),
+        cmocka_unit_test(absurd_budget_is_refused),
         cmocka_unit_test(blocks_come_and_go),    cmocka_unit_test(last_reference_frees),
         cmocka_unit_test(regions_are_disjoint),  cmocka_unit_test(copy_is_whole),
         cmocka_unit_test(fork_does_not_inherit),

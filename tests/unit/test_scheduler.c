@@ -72,7 +72,7 @@ static mx_kv_shape shape_of_model(void)
 {
     const mx_hparams *h = &model->hparams;
 
-    return (mx_kv_shape){h->n_layers, h->n_kv_heads, h->head_dim};
+    return (mx_kv_shape){h->n_layers, h->n_kv_heads, h->head_dim, MX_KV_F16};
 }
 
 typedef struct {

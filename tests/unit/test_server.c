@@ -728,6 +728,7 @@ static void engine_options_are_checked(void **state)
         {{.context = -1}, "context"},          {{.context = 1 << 30}, "context"},
         {{.kv_pool_bytes = -1}, "kv_pool_bytes"}, {{.max_queue = -1}, "max_queue"},
         {{.stall_timeout_ms = -1}, "stall_timeout_ms"}, {{.kernels = "abacus"}, "kernels"},
+        {{.kv_type = "q4_0"}, "kv_type"},
     };
     mx_engine *engine;
     mx_error error;
