@@ -77,6 +77,8 @@ typedef struct {
     int64_t kv_pool_bytes;    /* 0: one full context, or a quarter of the available memory where that is less */
     const char *kv_type;      /* "f16", "bf16", "q8_0" (heads of a multiple of 32; half the memory); NULL: "f16" */
     int max_queue;            /* requests waiting before MX_BUSY; 0: 256 */
+    int max_step_ms;          /* between two pieces of an answer while others' prompts are read (or two passes over the weights,
+                                 where that is longer); 0: 250 */
     int stall_timeout_ms;     /* a reader that takes nothing for so long loses its request; 0: 60,000 */
     const char *kernels;      /* "scalar", "avx2", "avx512"; NULL: the best this machine runs */
     const char *name;         /* what requests call the model; NULL: general.name, or the file's base name */

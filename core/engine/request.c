@@ -110,6 +110,26 @@ static bool copy_spec(mx_request *r, const mx_request_spec *spec)
     return r->classes && r->stop && r->sampling.logit_bias;
 }
 
+/* The names of all blocks that the prompt fills. */
+static bool name_prompt(mx_request *r, const mx_request_spec *spec, const mx_prefix *prefix)
+{
+    int n = r->n_prompt / MX_KV_SPAN;
+    mx_prefix_name before = {{0}};
+
+    if (!r->cache)
+        return true;
+    r->names = malloc((size_t)(n + 1) * sizeof *r->names);
+    if (!r->names)
+        return false;
+    mx_prefix_tenant_key(prefix, spec->tenant ? spec->tenant : "", &r->key);
+    for (int b = 0; b < n; b++) {
+        mx_prefix_next(&r->key, &before, spec->tokens + b * MX_KV_SPAN, spec->classes + b * MX_KV_SPAN,
+                       &r->names[b]);
+        before = r->names[b];
+    }
+    return true;
+}
+
 /* Room for the longest history that the request can come to. */
 static int32_t *new_history(const mx_request *r, const int32_t *prompt)
 {
@@ -166,6 +186,7 @@ mx_status mx_request_open(const mx_request_spec *spec, const mx_request_limits *
         return mx_fail(error, MX_NOMEM, NULL, "out of memory for a request");
     r->embed = spec->embed;
     r->ignore_eos = spec->ignore_eos;
+    r->cache = spec->cache && !spec->embed; /* an embedding needs every token's hidden state */
     r->n_prompt = (int)spec->n_tokens;
     r->sampling = spec->sampling;
     r->n = spec->embed ? 1 : spec->n;
@@ -177,7 +198,7 @@ mx_status mx_request_open(const mx_request_spec *spec, const mx_request_limits *
     r->arrived_ns = spec->arrived_ns ? spec->arrived_ns : mx_now_ns();
     r->deadline_ns =
         spec->timeout_ms > 0 ? r->arrived_ns + (int64_t)spec->timeout_ms * 1000000 : INT64_MAX;
-    if (!copy_spec(r, spec))
+    if (!copy_spec(r, spec) || !name_prompt(r, spec, limits->prefix))
         status = mx_fail(error, MX_NOMEM, NULL, "out of memory for a request");
     for (int i = 0; i < r->n && status == MX_OK; i++)
         status = open_sequence(r, i, spec, limits->tokenizer, error);
@@ -206,6 +227,7 @@ void mx_request_close(mx_request *r)
         free(r->sequences[i].logprobs);
     }
     free(r->classes);
+    free(r->names);
     free(r->stop);
     free(r->sampling.logit_bias);
     free(r->sum);
@@ -231,7 +253,9 @@ static mx_choice choice_of(const mx_sequence *q)
 void mx_request_end(mx_request *r, const mx_error *error)
 {
     mx_choice choices[MX_CHOICES_MAX];
-    mx_outcome o = {.prompt_tokens = r->n_prompt, .seed = r->sampling.seed};
+    mx_outcome o = {.prompt_tokens = r->n_prompt,
+                    .cached_tokens = r->cached_tokens,
+                    .seed = r->sampling.seed};
 
     if (error) {
         r->sink.end(r->sink.arg, NULL, error);
@@ -294,20 +318,97 @@ bool mx_sequence_older(const mx_sequence *a, const mx_sequence *b)
     return x < y || (x == y && a->choice < b->choice);
 }
 
-bool mx_sequence_grow(mx_sequence *q, mx_kv_pool *pool)
+/* The name of its block n_named, whose tokens are all in the history. */
+static mx_prefix_name next_name(const mx_sequence *q)
+{
+    const mx_request *r = q->request;
+    int begin = q->n_named * MX_KV_SPAN;
+    uint8_t classes[MX_KV_SPAN];
+    mx_prefix_name name;
+
+    if (q->n_named < r->n_prompt / MX_KV_SPAN)
+        return r->names[q->n_named];
+    for (int i = 0; i < MX_KV_SPAN; i++)
+        classes[i] = begin + i < r->n_prompt ? r->classes[begin + i] : (uint8_t)MX_CLASS_DECODE;
+    mx_prefix_next(&r->key, &q->name, q->history + begin, classes, &name);
+    return name;
+}
+
+static bool is_at_boundary(const mx_sequence *q)
+{
+    return q->request->cache && q->n_computed == q->n_named * MX_KV_SPAN;
+}
+
+void mx_sequence_adopt(mx_sequence *q, mx_kv_pool *pool, mx_prefix *prefix)
+{
+    while (is_at_boundary(q) && q->n_computed + MX_KV_SPAN <= q->n_history) {
+        mx_prefix_name name = next_name(q);
+        int32_t block = mx_prefix_take(prefix, &name);
+        int before = q->n_computed;
+
+        if (block < 0)
+            return;
+        if (q->n_blocks > q->n_named) /* left from a step that was abandoned */
+            mx_kv_pool_unref(pool, q->blocks[q->n_named]);
+        else
+            q->n_blocks++;
+        q->blocks[q->n_named++] = block;
+        q->name = name;
+        q->n_computed += MX_KV_SPAN;
+        if (q->n_computed == q->n_history)
+            q->n_computed--;
+        q->n_cached += q->n_computed - before;
+    }
+}
+
+void mx_sequence_publish(mx_sequence *q, mx_prefix *prefix)
+{
+    while (q->request->cache && (q->n_named + 1) * MX_KV_SPAN <= q->n_computed) {
+        q->name = next_name(q);
+        q->blocks[q->n_named] = mx_prefix_add(prefix, &q->name, q->blocks[q->n_named]);
+        q->n_named++;
+    }
+}
+
+bool mx_sequence_wants_same(const mx_sequence *q, const mx_sequence *other)
+{
+    const mx_request *mine = q->request, *theirs = other->request;
+    int b = q->n_named;
+
+    return theirs->cache && !other->follows && is_at_boundary(q) && b < mine->n_prompt / MX_KV_SPAN &&
+           b < theirs->n_prompt / MX_KV_SPAN && other->n_named <= b &&
+           memcmp(&mine->names[b], &theirs->names[b], sizeof *mine->names) == 0;
+}
+
+int mx_sequence_found_in_use(const mx_sequence *q, const mx_kv_pool *pool, const mx_prefix *prefix)
+{
+    const mx_request *r = q->request;
+    int n = 0;
+
+    for (int b = q->n_blocks; r->cache && b < r->n_prompt / MX_KV_SPAN; b++) {
+        int32_t block = mx_prefix_find(prefix, &r->names[b]);
+
+        if (block < 0)
+            break;
+        n += !mx_kv_pool_is_cached(pool, block);
+    }
+    return n;
+}
+
+bool mx_sequence_grow(mx_sequence *q, mx_kv_pool *pool, mx_prefix *prefix)
 {
     int first = q->n_computed / MX_KV_SPAN, needed = mx_blocks_for(q->n_computed + q->take);
 
-    if (first < q->n_blocks && mx_kv_pool_shared(pool, q->blocks[first])) {
-        int32_t own = mx_kv_pool_alloc(pool);
+    if (first < q->n_blocks && mx_kv_pool_is_shared(pool, q->blocks[first])) {
+        int32_t own = mx_prefix_alloc(prefix);
         if (own < 0)
             return false;
         mx_kv_pool_copy(pool, q->blocks[first], own);
-        mx_kv_pool_unref(pool, q->blocks[first]);
+        mx_prefix_leave(prefix, q->blocks[first]);
         q->blocks[first] = own;
     }
     while (q->n_blocks < needed) {
-        int32_t block = mx_kv_pool_alloc(pool);
+        int32_t block = mx_prefix_alloc(prefix);
         if (block < 0)
             return false;
         q->blocks[q->n_blocks++] = block;
@@ -315,12 +416,14 @@ bool mx_sequence_grow(mx_sequence *q, mx_kv_pool *pool)
     return true;
 }
 
-void mx_sequence_release(mx_sequence *q, mx_kv_pool *pool)
+void mx_sequence_release(mx_sequence *q, mx_prefix *prefix)
 {
     while (q->n_blocks > 0)
-        mx_kv_pool_unref(pool, q->blocks[--q->n_blocks]);
+        mx_prefix_leave(prefix, q->blocks[--q->n_blocks]);
     if (q->request->embed)
         memset(q->request->sum, 0, (size_t)q->request->dim * sizeof *q->request->sum);
+    memset(&q->name, 0, sizeof q->name);
+    q->n_named = q->n_cached = 0;
     q->n_computed = 0;
     q->take = 0;
 }
@@ -336,6 +439,8 @@ mx_status mx_sequence_fork(mx_sequence *q, mx_kv_pool *pool, mx_error *error)
         return mx_fail(error, MX_NOMEM, NULL, "out of memory for choice %d", q->choice);
     q->follows = false;
     q->n_history = q->n_computed = r->n_prompt;
+    q->n_named = first->n_named;
+    q->name = first->name;
     for (q->n_blocks = 0; q->n_blocks < mx_blocks_for(r->n_prompt); q->n_blocks++) {
         q->blocks[q->n_blocks] = first->blocks[q->n_blocks];
         mx_kv_pool_ref(pool, q->blocks[q->n_blocks]);

@@ -11,6 +11,7 @@
 
 #include <stdatomic.h>
 #include "output.h"
+#include "prefix.h"
 #include "scheduler.h"
 
 typedef struct mx_sequence mx_sequence;
@@ -25,6 +26,9 @@ struct mx_sequence {
     int n_blocks;
     int n_computed;    /* tokens of history whose keys and values lie in blocks */
     int take;          /* tokens of history that the step at hand computes */
+    int n_named;       /* blocks that the prefix index knows, or whose contents came from it */
+    int n_cached;      /* tokens that came from it */
+    mx_prefix_name name; /* of block n_named - 1 */
     bool follows;      /* waits for choice 0 to compute the prompt */
     bool done;
     mx_finish finish;
@@ -37,9 +41,11 @@ struct mx_request {
     uint64_t handle; /* rises with submission: the lower, the older */
     mx_request *next;
 
-    bool embed, ignore_eos;
+    bool embed, ignore_eos, cache;
     int n_prompt;
     uint8_t *classes; /* [n_prompt] */
+    mx_prefix_key key;     /* the tenant's */
+    mx_prefix_name *names; /* [n_prompt / MX_KV_SPAN] of the prompt's blocks; NULL without `cache` */
     mx_sampling sampling;
     int n, max_tokens;
     char **stop; /* [n_stop], one piece of memory */
@@ -53,7 +59,8 @@ struct mx_request {
     bool paused;            /* as the sink said at the step's begin */
     mx_error failure;       /* status other than MX_OK: ends with it */
     int n_done;             /* choices */
-    int64_t first_token_ns; /* 0: none yet */
+    int64_t begun_ns, first_token_ns; /* 0: not yet */
+    int cached_tokens;      /* of the prompt */
     int dim;
     double *sum;      /* [dim] of the hidden states so far, of an embedding */
     float *embedding; /* [dim] */
@@ -62,6 +69,7 @@ struct mx_request {
 
 typedef struct {
     const mx_tokenizer *tokenizer;
+    const mx_prefix *prefix;
     int n_vocab, dim;
     int context, pool_tokens; /* what one request's sequence may hold */
 } mx_request_limits;
@@ -83,11 +91,24 @@ int mx_blocks_for(int n_tokens);                        /* blocks that so many t
 int mx_sequence_generated(const mx_sequence *sequence); /* tokens */
 bool mx_sequence_older(const mx_sequence *a, const mx_sequence *b);
 
+/* Takes from the index what it has of the history from here on, at the boundary of a block; the last token of the history is left
+ * to compute, since its logits are wanted. */
+void mx_sequence_adopt(mx_sequence *sequence, mx_kv_pool *pool, mx_prefix *prefix);
+
+/* Gives names to the blocks that have become full. */
+void mx_sequence_publish(mx_sequence *sequence, mx_prefix *prefix);
+
+/* The block that `sequence` is to compute next is one that `other` is on the way to compute. */
+bool mx_sequence_wants_same(const mx_sequence *sequence, const mx_sequence *other);
+
+/* How many of its prompt's blocks are in use by others, so that it takes no room for them. */
+int mx_sequence_found_in_use(const mx_sequence *sequence, const mx_kv_pool *pool, const mx_prefix *prefix);
+
 /* Blocks for the next `take` tokens, all its own to write: a shared one that is not full is copied first. False: the pool is full. */
-bool mx_sequence_grow(mx_sequence *sequence, mx_kv_pool *pool);
+bool mx_sequence_grow(mx_sequence *sequence, mx_kv_pool *pool, mx_prefix *prefix);
 
 /* Gives its blocks up: nothing of it is computed any more. */
-void mx_sequence_release(mx_sequence *sequence, mx_kv_pool *pool);
+void mx_sequence_release(mx_sequence *sequence, mx_prefix *prefix);
 
 /* A choice that follows goes on by itself, from choice 0's blocks, which hold just the prompt. MX_NOMEM. */
 mx_status mx_sequence_fork(mx_sequence *sequence, mx_kv_pool *pool, mx_error *error);

@@ -12,6 +12,14 @@
  * always gets on: nothing is lost and nothing starves. A sequence whose reader is behind makes no
  * tokens, is passed over, and gives its blocks up first.
  *
+ * No prefix is computed twice (prefix.h): before it takes tokens, a sequence takes what the index
+ * has of its history, and where an older one is just computing the same block, it waits for that.
+ * Full blocks are named after each step. They outlive their sequence until their room is needed.
+ *
+ * While somebody waits for the next piece of an answer, prompts are read in chunks whose size is
+ * led by the steps' measured times, so that a step stays under max_step_ms (or under two steps of
+ * the answers alone, where one pass over the weights takes longer than that).
+ *
  * Threads and locks. `lock` guards the inbox, the links of `active`, `stopping` and `roused`; it is
  * held for moments, never during a step or a call of a sink. Any thread submits, cancels (a flag in
  * the request) and reads the counters, which are atomics. All else is the scheduler's thread's
@@ -28,13 +36,16 @@
 #include "../error.h"
 #include "request.h"
 
-#define MAX_RUNNING 64              /* sequences that run: rows of logits */
-#define STEP_TOKENS 512             /* of a step, when nobody is waiting for the next piece */
-#define STREAMING_PROMPT_TOKENS 128 /* prompt tokens of a step, when somebody is */
+#define MAX_RUNNING 64   /* sequences that run: rows of logits */
+#define STEP_TOKENS 512  /* of a step */
+#define CHUNK_MIN 32     /* prompt tokens of a step while somebody waits for the next piece */
+#define CHUNK_MAX (STEP_TOKENS - MAX_RUNNING)
+#define STEP_AIM 0.75    /* of the time that a step may take */
 
 typedef struct {
     atomic_llong waiting, running, done, failed; /* requests */
-    atomic_llong prompt_tokens, completion_tokens, preemptions, steps;
+    atomic_llong prompt_tokens, cached_tokens, completion_tokens, preemptions, steps;
+    atomic_llong batch[MX_BATCH_BUCKETS], first_tokens, queue_us, first_token_us;
 } counters;
 
 struct mx_scheduler {
@@ -42,6 +53,7 @@ struct mx_scheduler {
     mx_scheduler_options options;
     mx_request_limits limits;
     mx_kv_pool *pool;
+    mx_prefix *prefix; /* scheduler thread only, but for its keys */
     mx_threads *threads;
     mx_forward *forward;
     mx_sampler *sampler;
@@ -61,10 +73,13 @@ struct mx_scheduler {
     mx_sequence *running[MAX_RUNNING]; /* [n_running], oldest first */
     int n_running;
     bool told_threads; /* that fewer have started */
+    int chunk;         /* prompt tokens of a step while somebody waits for the next piece */
+    double decode_ms;  /* what a step of the answers alone takes, smoothed; 0: not known yet */
 
     /* The step at hand. */
     mx_sequence *member[MAX_RUNNING]; /* [n_members] running ones that take tokens */
     int n_members;
+    int n_making; /* of them make a token; the others read histories */
     const int32_t *blocks[MAX_RUNNING]; /* [n_members] */
     int32_t token[STEP_TOKENS], position[STEP_TOKENS], sequence[STEP_TOKENS];
     uint8_t token_class[STEP_TOKENS], want[STEP_TOKENS];
@@ -116,7 +131,7 @@ static void stop_running(mx_scheduler *s, mx_sequence *q)
 {
     int kept = 0;
 
-    mx_sequence_release(q, s->pool);
+    mx_sequence_release(q, s->prefix);
     for (int i = 0; i < s->n_running; i++)
         if (s->running[i] != q)
             s->running[kept++] = s->running[i];
@@ -237,7 +252,8 @@ static bool fits(const mx_scheduler *s, const mx_sequence *q)
     int total = mx_kv_pool_total(s->pool), places = q->request->begun ? 1 : q->request->n;
     int64_t taken = mx_kv_pool_used(s->pool);
     int64_t needed =
-        blocks_to_go_on(q) + places - 1; /* each other choice writes a block of its own */
+        blocks_to_go_on(q) + places - 1 - /* each other choice writes a block of its own */
+        mx_sequence_found_in_use(q, s->pool, s->prefix);
 
     for (int i = 0; i < s->n_running; i++) {
         const mx_sequence *other = s->running[i];
@@ -257,6 +273,7 @@ static void admit(mx_scheduler *s, mx_sequence *q)
     if (r->begun)
         return;
     r->begun = true;
+    r->begun_ns = mx_now_ns();
     for (int i = 1; i < r->n; i++)
         start_running(s, &r->sequences[i]);
     add(&s->count.waiting, -1);
@@ -291,24 +308,46 @@ static int pending(const mx_sequence *q)
     return q->follows || q->request->paused ? 0 : q->n_history - q->n_computed;
 }
 
+/* An older one is computing the very block that this one needs next: it will be there for both. */
+static bool waits_for_elder(const mx_scheduler *s, const mx_sequence *q)
+{
+    for (int i = 0; s->running[i] != q; i++)
+        if (!s->running[i]->request->paused && mx_sequence_wants_same(q, s->running[i]))
+            return true;
+    return false;
+}
+
+/* As much of a history as the budget allows, in whole blocks unless it is the rest. */
+static int chunk_of(const mx_scheduler *s, mx_sequence *q, int budget)
+{
+    int rest = pending(q);
+
+    if (rest <= budget || rest == 0)
+        return waits_for_elder(s, q) ? 0 : rest;
+    return waits_for_elder(s, q) ? 0 : budget / MX_KV_SPAN * MX_KV_SPAN;
+}
+
 /* Tokens for each running sequence: first one for each that makes tokens, then chunks of histories,
  * oldest first. */
 static void share_out_budget(mx_scheduler *s)
 {
-    int n_making = 0, budget = STEP_TOKENS;
+    int budget = STEP_TOKENS;
 
+    s->n_making = 0;
     for (int i = 0; i < s->n_running; i++) {
         mx_sequence *q = s->running[i];
+        if (pending(q) > 1)
+            mx_sequence_adopt(q, s->pool, s->prefix);
         q->take = pending(q) == 1 && mx_sequence_generated(q) > 0 ? 1 : 0;
-        n_making += q->take;
+        s->n_making += q->take;
     }
-    if (n_making > 0)
-        budget = STREAMING_PROMPT_TOKENS; /* MAX_RUNNING and this fit in STEP_TOKENS */
+    if (s->n_making > 0)
+        budget = s->chunk; /* MAX_RUNNING and this fit in STEP_TOKENS */
     for (int i = 0; i < s->n_running; i++) {
         mx_sequence *q = s->running[i];
         if (q->take > 0)
             continue;
-        q->take = pending(q) < budget ? pending(q) : budget;
+        q->take = chunk_of(s, q, budget);
         budget -= q->take;
     }
 }
@@ -323,7 +362,7 @@ static void find_blocks(mx_scheduler *s)
     memcpy(before, s->running, sizeof before);
     for (int i = 0; i < n; i++) {
         mx_sequence *q = before[i];
-        while (q->take > 0 && !mx_sequence_grow(q, s->pool)) /* a preempted one takes nothing */
+        while (q->take > 0 && !mx_sequence_grow(q, s->pool, s->prefix)) /* a preempted one takes nothing */
             preempt(s, choose_victim(s, q));
     }
 }
@@ -381,6 +420,53 @@ static bool is_abandoned(void *arg)
     return true;
 }
 
+/* Leads the chunk to the size with which a step takes STEP_AIM of the time that it may take. */
+static void adapt_chunk(mx_scheduler *s, int n_tokens, double ms)
+{
+    int n_read = n_tokens - s->n_making;
+    double allowed, chunk;
+
+    if (s->n_making == 0)
+        return;
+    if (n_read == 0) {
+        s->decode_ms = s->decode_ms > 0 ? 0.8 * s->decode_ms + 0.2 * ms : ms;
+        return;
+    }
+    allowed = s->options.max_step_ms;
+    if (allowed < 2 * s->decode_ms)
+        allowed = 2 * s->decode_ms;
+    chunk = n_read * STEP_AIM * allowed / ms;
+    if (chunk > s->chunk && n_read < s->chunk) /* it was not full: that says nothing of a larger one */
+        return;
+    if (chunk > 2.0 * s->chunk)
+        chunk = 2.0 * s->chunk;
+    s->chunk = chunk < CHUNK_MIN ? CHUNK_MIN : chunk > CHUNK_MAX ? CHUNK_MAX : (int)chunk;
+}
+
+static void count_step(mx_scheduler *s, int n_tokens)
+{
+    int bucket = 0;
+
+    while (bucket < MX_BATCH_BUCKETS - 1 && n_tokens > 1 << bucket)
+        bucket++;
+    add(&s->count.batch[bucket], 1);
+    add(&s->count.steps, 1);
+}
+
+/* Once, where the system has not given all the threads that were asked for. */
+static void tell_threads(mx_scheduler *s)
+{
+    int threads = mx_threads_count(s->threads);
+    char line[96];
+
+    if (threads >= s->options.threads || s->told_threads || !s->options.log)
+        return;
+    snprintf(line, sizeof line, "only %d of %d compute threads could be started", threads,
+             s->options.threads);
+    s->options.log(s->options.log_arg, MX_LOG_WARNING, line);
+    s->told_threads = true;
+}
+
 static mx_status compute_step(mx_scheduler *s)
 {
     mx_batch batch = {
@@ -392,17 +478,13 @@ static mx_status compute_step(mx_scheduler *s)
         .want = s->want,
         .blocks = s->blocks,
     };
+    int64_t begin = mx_now_ns();
     mx_status status = mx_forward_step(s->forward, &batch, s->logits, s->hidden, is_abandoned, s);
-    int threads = mx_threads_count(s->threads);
 
-    add(&s->count.steps, 1);
-    if (threads < s->options.threads && !s->told_threads && s->options.log) {
-        char line[96];
-        snprintf(line, sizeof line, "only %d of %d compute threads could be started", threads,
-                 s->options.threads);
-        s->options.log(s->options.log_arg, MX_LOG_WARNING, line);
-        s->told_threads = true;
-    }
+    if (status == MX_OK)
+        adapt_chunk(s, batch.n_tokens, (double)(mx_now_ns() - begin) * 1e-6);
+    count_step(s, batch.n_tokens);
+    tell_threads(s);
     return status;
 }
 
@@ -470,7 +552,12 @@ static void note_first_token(mx_scheduler *s, mx_request *r)
     if (r->first_token_ns != 0)
         return;
     r->first_token_ns = mx_now_ns();
+    r->cached_tokens = r->sequences[0].n_cached;
     add(&s->count.prompt_tokens, r->n_prompt);
+    add(&s->count.cached_tokens, r->cached_tokens);
+    add(&s->count.first_tokens, 1);
+    add(&s->count.queue_us, (r->begun_ns - r->arrived_ns) / 1000);
+    add(&s->count.first_token_us, (r->first_token_ns - r->arrived_ns) / 1000);
 }
 
 /* The prompt is computed: the other choices share its blocks and take their first tokens from the
@@ -511,6 +598,7 @@ static void hand_out_results(mx_scheduler *s)
 
         q->n_computed += n;
         q->take = 0;
+        mx_sequence_publish(q, s->prefix);
         if (r->embed) {
             hand_out_embedding(s, q, hidden, n);
             hidden += (size_t)n * (size_t)s->limits.dim;
@@ -679,6 +767,7 @@ void mx_scheduler_wake(mx_scheduler *s)
 void mx_scheduler_get_stats(const mx_scheduler *s, mx_scheduler_stats *stats)
 {
     int total = mx_kv_pool_total(s->pool), used = mx_kv_pool_used(s->pool);
+    int cached = mx_kv_pool_cached(s->pool);
 
     *stats = (mx_scheduler_stats){
         .requests_running = atomic_load(&s->count.running),
@@ -687,12 +776,19 @@ void mx_scheduler_get_stats(const mx_scheduler *s, mx_scheduler_stats *stats)
         .requests_failed = atomic_load(&s->count.failed),
         .kv_blocks_total = total,
         .kv_blocks_used = used,
-        .kv_blocks_free = total - used,
+        .kv_blocks_cached = cached,
+        .kv_blocks_free = total - used - cached > 0 ? total - used - cached : 0,
         .prompt_tokens = atomic_load(&s->count.prompt_tokens),
+        .cached_tokens = atomic_load(&s->count.cached_tokens),
         .completion_tokens = atomic_load(&s->count.completion_tokens),
         .preemptions = atomic_load(&s->count.preemptions),
         .steps = atomic_load(&s->count.steps),
+        .first_tokens = atomic_load(&s->count.first_tokens),
+        .queue_us = atomic_load(&s->count.queue_us),
+        .first_token_us = atomic_load(&s->count.first_token_us),
     };
+    for (int i = 0; i < MX_BATCH_BUCKETS; i++)
+        stats->batch[i] = atomic_load(&s->count.batch[i]);
 }
 
 /* ---- Open and close ---------------------------------------------------------------------------*/
@@ -712,6 +808,8 @@ static mx_status open_parts(mx_scheduler *s, mx_error *error)
         status = mx_forward_open(o->model, o->kernels, s->threads, s->pool, STEP_TOKENS,
                                  &s->forward, error);
     if (status == MX_OK)
+        status = mx_prefix_open(s->pool, &s->prefix, error);
+    if (status == MX_OK)
         status = mx_sampler_open(h->n_vocab, &s->sampler, error);
     if (status != MX_OK)
         return status;
@@ -724,6 +822,7 @@ static mx_status open_parts(mx_scheduler *s, mx_error *error)
     pool_tokens = (int64_t)mx_kv_pool_total(s->pool) * MX_KV_SPAN;
     s->limits = (mx_request_limits){
         .tokenizer = o->tokenizer,
+        .prefix = s->prefix,
         .n_vocab = h->n_vocab,
         .dim = h->dim,
         .context = o->context,
@@ -744,6 +843,7 @@ mx_status mx_scheduler_open(const mx_scheduler_options *options, mx_scheduler **
         return mx_fail(error, MX_NOMEM, NULL, "out of memory for a scheduler");
     s->options = *options;
     s->inbox_end = &s->inbox;
+    s->chunk = CHUNK_MIN;
     pthread_mutex_init(&s->lock, NULL);
     pthread_condattr_init(&monotonic);
     pthread_condattr_setclock(&monotonic, CLOCK_MONOTONIC);
@@ -772,6 +872,7 @@ void mx_scheduler_close(mx_scheduler *s)
         pthread_join(s->thread, NULL);
     mx_forward_close(s->forward);
     mx_threads_close(s->threads);
+    mx_prefix_close(s->prefix);
     mx_kv_pool_close(s->pool);
     mx_sampler_close(s->sampler);
     free(s->logits);

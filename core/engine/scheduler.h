@@ -54,6 +54,8 @@ typedef struct { /* what a request asks for; mx_scheduler_submit copies everythi
     const int32_t *tokens;      /* [n_tokens] prompt, BOS included */
     const uint8_t *classes;     /* [n_tokens] mx_token_class */
     size_t n_tokens;
+    const char *tenant;         /* whose blocks it may share; NULL: "" */
+    bool cache;                 /* takes blocks that are computed already, and leaves its own to be found */
     mx_sampling sampling;
     int n;                      /* choices, 1 .. MX_CHOICES_MAX */
     int max_tokens;             /* 0: as many as the context holds */
@@ -75,6 +77,7 @@ typedef struct {
     int64_t kv_pool_bytes;
     mx_kv_type kv_type; /* fits the model's head_dim */
     int max_queue;
+    int max_step_ms;            /* see mx_engine_options */
     void (*log)(void *arg, mx_log_level level, const char *line);
     void *log_arg;
 } mx_scheduler_options;
@@ -94,10 +97,14 @@ mx_status mx_scheduler_submit(mx_scheduler *scheduler, const mx_request_spec *sp
 void mx_scheduler_cancel(mx_scheduler *scheduler, uint64_t handle);
 void mx_scheduler_wake(mx_scheduler *scheduler); /* a paused sink may go on */
 
+#define MX_BATCH_BUCKETS 10
+
 typedef struct { /* a snapshot; never waits for computation */
     int64_t requests_running, requests_waiting, requests_done, requests_failed;
     int64_t kv_blocks_total, kv_blocks_used, kv_blocks_cached, kv_blocks_free;
     int64_t prompt_tokens, cached_tokens, completion_tokens, preemptions, steps;
+    int64_t batch[MX_BATCH_BUCKETS]; /* steps of 1, 2, 3-4, 5-8, ... tokens */
+    int64_t first_tokens, queue_us, first_token_us; /* requests that had one, and their times in all, from arrival */
 } mx_scheduler_stats;
 
 void mx_scheduler_get_stats(const mx_scheduler *scheduler, mx_scheduler_stats *stats);

@@ -14,6 +14,7 @@
 #include "server.h"
 
 #define DEFAULT_MAX_QUEUE 256
+#define DEFAULT_MAX_STEP_MS 250
 #define DEFAULT_STALL_TIMEOUT_MS 60000
 #define THREADS_MAX 256
 
@@ -44,6 +45,8 @@ static mx_status check_options(const mx_engine_options *options, mx_error *error
         status = check_range("kv_pool_bytes", options->kv_pool_bytes, INT64_MAX, error);
     if (status == MX_OK)
         status = check_range("max_queue", options->max_queue, INT_MAX, error);
+    if (status == MX_OK)
+        status = check_range("max_step_ms", options->max_step_ms, INT_MAX, error);
     if (status == MX_OK)
         status = check_range("stall_timeout_ms", options->stall_timeout_ms, INT_MAX, error);
     if (status == MX_OK && options->name && strlen(options->name) >= sizeof(((mx_engine *)0)->name))
@@ -96,6 +99,7 @@ static mx_status open_scheduler(mx_engine *engine, const mx_engine_options *opti
         .context = context,
         .kv_pool_bytes = options->kv_pool_bytes,
         .max_queue = options->max_queue ? options->max_queue : DEFAULT_MAX_QUEUE,
+        .max_step_ms = options->max_step_ms ? options->max_step_ms : DEFAULT_MAX_STEP_MS,
         .log = options->log,
         .log_arg = options->log_arg,
     };

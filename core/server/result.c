@@ -183,8 +183,10 @@ json_t *mx_result_stats(const mx_scheduler_stats *stats)
         {"prompt_tokens", stats->prompt_tokens},         {"cached_tokens", stats->cached_tokens},
         {"completion_tokens", stats->completion_tokens}, {"preemptions", stats->preemptions},
         {"steps", stats->steps},
+        {"first_tokens", stats->first_tokens},           {"queue_ms_total", stats->queue_us / 1000},
+        {"first_token_ms_total", stats->first_token_us / 1000},
     };
-    json_t *object = json_object();
+    json_t *object = json_object(), *batch;
 
     for (size_t i = 0; i < sizeof(figures) / sizeof(figures[0]); i++) {
         if (json_object_set_new(object, figures[i].name, json_integer(figures[i].value)) != 0) {
@@ -192,5 +194,9 @@ json_t *mx_result_stats(const mx_scheduler_stats *stats)
             return NULL;
         }
     }
+    batch = json_array();
+    for (int i = 0; i < MX_BATCH_BUCKETS && batch; i++)
+        json_array_append_new(batch, json_pack("{s:i, s:I}", "tokens", 1 << i, "steps", (json_int_t)stats->batch[i]));
+    json_object_set_new(object, "batch", batch);
     return object;
 }

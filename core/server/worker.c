@@ -113,6 +113,8 @@ static mx_status submit(const mx_worker *worker, mx_call *call, const mx_tokens 
         .n = query->n,
         .max_tokens = query->max_tokens,
         .ignore_eos = query->ignore_eos,
+        .tenant = query->tenant,
+        .cache = query->cache,
         .timeout_ms = query->timeout_ms,
         .arrived_ns = call->arrived_ns,
         .stop = query->stop,

@@ -117,13 +117,13 @@ static void last_reference_frees(void **state)
     int32_t block = mx_kv_pool_alloc(pool);
     (void)state;
 
-    assert_false(mx_kv_pool_shared(pool, block));
+    assert_false(mx_kv_pool_is_shared(pool, block));
     mx_kv_pool_ref(pool, block);
     mx_kv_pool_ref(pool, block);
-    assert_true(mx_kv_pool_shared(pool, block));
+    assert_true(mx_kv_pool_is_shared(pool, block));
     mx_kv_pool_unref(pool, block);
     mx_kv_pool_unref(pool, block);
-    assert_false(mx_kv_pool_shared(pool, block));
+    assert_false(mx_kv_pool_is_shared(pool, block));
     assert_int_equal(mx_kv_pool_used(pool), 1);
     mx_kv_pool_unref(pool, block);
     assert_int_equal(mx_kv_pool_used(pool), 0);
