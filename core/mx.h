@@ -96,6 +96,16 @@ mx_status mx_engine_open(const char *path, const mx_engine_options *options, mx_
 /* A new connection: *fd is the client's end of a socket pair, for mx_client_open. Any thread. */
 mx_status mx_engine_connect(mx_engine *engine, int *fd, mx_error *error);
 
+/*
+ * Serves on `fd`, a listening unix socket, which the engine takes over, also on failure. Peers of the engine's own uid and of
+ * trusted_uids may name their tenant (option `tenant`); any other peer is the tenant "uid:N". Errors: MX_INVALID, MX_NOMEM.
+ */
+mx_status mx_engine_listen(mx_engine *engine, int fd, const uint32_t *trusted_uids, size_t n_trusted, mx_error *error);
+
+/* From the first call on, takes no more connections nor requests (MX_UNAVAILABLE), while what runs goes on. Gives the number of
+ * requests that are still to end. */
+int mx_engine_drain(mx_engine *engine);
+
 /* Cancels every request, joins the threads, unmaps. Takes NULL. Clients see MX_UNAVAILABLE. */
 void mx_engine_close(mx_engine *engine);
 

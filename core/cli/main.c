@@ -21,6 +21,7 @@ static const struct {
     {"tokenize", mx_cmd_tokenize, "MODEL TEXT | MODEL --lines", "a text's token ids"},
     {"logits", mx_cmd_logits, "MODEL --tokens FILE --out FILE", "the raw output for given ids"},
     {"bench", mx_cmd_bench, "MODEL [--threads N] [--prompt N] [--tokens N] [--json]", "tokens per second"},
+    {"serve", mx_cmd_serve, "--model MODEL --socket PATH [OPTIONS]", "an engine for other processes, at a unix socket"},
     {"synth", mx_cmd_synth, "FILE [GEOMETRY]", "a model of random weights, for measuring"},
 };
 
@@ -52,6 +53,24 @@ bool mx_cli_int(const char *text, int min, int max, int *value)
     return true;
 }
 
+int mx_cli_number(const char *flag, const char *text, bool units, int64_t max, int64_t *number)
+{
+    char *end;
+    long long value;
+    int shift = 0;
+
+    errno = 0;
+    value = strtoll(text, &end, 10);
+    if (units && *end != '\0' && end[1] == '\0') {
+        shift = *end == 'K' ? 10 : *end == 'M' ? 20 : *end == 'G' ? 30 : 0;
+        end += shift > 0;
+    }
+    if (errno || end == text || *end != '\0' || value < 1 || value > max >> shift)
+        return mx_cli_fail("%s: expected a number from 1 to %lld, got %s", flag, (long long)max, text);
+    *number = (int64_t)value << shift;
+    return 0;
+}
+
 static int help(void)
 {
     printf("usage: mixtral COMMAND ...\n\n");
@@ -64,7 +83,12 @@ static int help(void)
            "  --kv-type f16 | bf16 | q8_0                               what it keeps keys and values as\n"
            "  --system TEXT --template NAME --max-tokens N --temperature X --top-k N --top-p X --seed N\n"
            "  --option NAME=VALUE                                       any option of a request\n"
-           "  --json                                                    complete: the whole result\n");
+           "  --json                                                    complete: the whole result\n"
+           "Options of serve, beside those of an engine:\n"
+           "  --max-queue N --max-step-ms N --name TEXT                 of the engine\n"
+           "  --socket-mode 0660 --allow-uid N                          who may connect; who may name a tenant besides\n"
+           "  --listen-fd N --lifeline-fd N                             inherited: a listening socket; its end is ours\n"
+           "  --grace-ms N                                              for what runs, after SIGTERM (10,000)\n");
     return 0;
 }
 

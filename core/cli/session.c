@@ -36,25 +36,6 @@ static const struct {
     {"--option", NULL, FLAG_OPTION},
 };
 
-/* A number, with K, M or G behind it where `units` is set. */
-static int parse_number(const char *flag, const char *text, bool units, int64_t max, int64_t *number)
-{
-    char *end;
-    long long value;
-    int shift = 0;
-
-    errno = 0;
-    value = strtoll(text, &end, 10);
-    if (units && *end != '\0' && end[1] == '\0') {
-        shift = *end == 'K' ? 10 : *end == 'M' ? 20 : *end == 'G' ? 30 : 0;
-        end += shift > 0;
-    }
-    if (errno || end == text || *end != '\0' || value < 1 || value > max >> shift)
-        return mx_cli_fail("%s: expected a number from 1 to %lld, got %s", flag, (long long)max, text);
-    *number = (int64_t)value << shift;
-    return 0;
-}
-
 /* A request's option: the engine checks it. What is no JSON is a string. */
 static int set_option(mx_cli_options *options, const char *name, const char *text, bool is_text)
 {
@@ -97,15 +78,15 @@ static int take_flag(mx_cli_options *options, const char *flag, const char *valu
         return mx_cli_fail("%s: expected a value after it", flag);
     switch (flags[i].kind) {
     case FLAG_THREADS:
-        failed = parse_number(flag, value, false, 256, &number);
+        failed = mx_cli_number(flag, value, false, 256, &number);
         options->engine.threads = (int)number;
         break;
     case FLAG_CONTEXT:
-        failed = parse_number(flag, value, false, INT32_MAX, &number);
+        failed = mx_cli_number(flag, value, false, INT32_MAX, &number);
         options->engine.context = (int)number;
         break;
     case FLAG_KV_POOL:
-        failed = parse_number(flag, value, true, INT64_MAX, &number);
+        failed = mx_cli_number(flag, value, true, INT64_MAX, &number);
         options->engine.kv_pool_bytes = number;
         break;
     case FLAG_KV_TYPE:

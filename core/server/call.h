@@ -68,6 +68,8 @@ struct mx_call {
     /* the worker's, under its lock */
     mx_call *queue_next;
     size_t queue_bytes;
+
+    char tenant[24];        /* of a peer that may not name one: "uid:N"; "": what the query says */
 };
 
 /* A call among the channel's, held by the caller; the query is taken over, also on failure. MX_BUSY: too many.

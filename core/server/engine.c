@@ -171,6 +171,23 @@ mx_status mx_engine_connect(mx_engine *engine, int *fd, mx_error *error)
     return mx_server_connect(engine->server, fd, error);
 }
 
+mx_status mx_engine_listen(mx_engine *engine, int fd, const uint32_t *trusted_uids, size_t n_trusted, mx_error *error)
+{
+    _Static_assert(sizeof(uid_t) == sizeof(uint32_t), "a uid has 32 bits");
+    return mx_server_listen(engine->server, fd, trusted_uids, n_trusted, error);
+}
+
+int mx_engine_drain(mx_engine *engine)
+{
+    mx_scheduler_stats stats;
+    int pending;
+
+    mx_server_drain(engine->server);
+    pending = mx_server_pending(engine->server); /* first: what leaves the worker is with the scheduler */
+    mx_scheduler_get_stats(engine->scheduler, &stats);
+    return pending + (int)(stats.requests_running + stats.requests_waiting);
+}
+
 void mx_engine_close(mx_engine *engine)
 {
     if (!engine)

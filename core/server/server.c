@@ -9,11 +9,17 @@
  * taken most of them, and are cancelled with MX_TIMEOUT when it takes nothing for stall_timeout_ms. Beyond
  * READ_PAUSE_BYTES nothing more is read from it either, and beyond MX_UNSENT_MAX it is closed.
  *
+ * A listening socket, if there is one, is watched like the connections. A peer that the host does not trust is a tenant of its
+ * own, "uid:N", and may not name another. When the process runs out of descriptors, listening pauses until a
+ * connection is closed, or for a second.
+ *
  * The descriptors are also kept in `fds`, which a child of fork can read whatever its parent's threads were at.
  */
 #include "server.h"
 
 #include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
@@ -25,6 +31,8 @@
 #include "worker.h"
 
 #define READ_PAUSE_BYTES ((size_t)1 << 20)
+#define ACCEPTS_A_TURN 16
+#define LISTEN_PAUSE_MS 1000
 #define READS_A_TURN 8 /* of a connection, before others have theirs */
 #define EVENTS_A_TURN 64
 
@@ -34,6 +42,7 @@ typedef struct connection {
     uint32_t events;          /* registered with epoll; 0: not yet */
     bool greeted;             /* the client's HELLO has come */
     bool dead;                /* to be closed at the end of the turn */
+    char tenant[24];          /* "uid:N" of a peer that may not name its tenant; "": it may */
     size_t unsent;            /* bytes that the last send left */
     int64_t blocked_since_ms; /* the socket has taken nothing since; 0: it is not full */
     mx_buffer in;
@@ -49,7 +58,12 @@ struct mx_server {
     mx_wake wake;
     pthread_t thread;
     bool running;             /* the thread was started and not yet joined */
-    atomic_bool stopping;
+    atomic_bool stopping, draining;
+    atomic_int listener;      /* -1: none */
+    bool listens;             /* the listener is registered with epoll */
+    int64_t listen_again_ms;  /* after a pause; 0: there is none */
+    uid_t *trusted;           /* [n_trusted] besides our own */
+    size_t n_trusted;
     connection *connections;  /* the I/O thread's */
     pthread_mutex_t lock;     /* of what follows */
     connection *arrivals;
@@ -103,6 +117,15 @@ static void answer_stats(mx_server *server, mx_call *call)
     mx_call_result(call, mx_result_stats(&stats));
 }
 
+/* The tenant of a request is what the peer names, if it may, or the peer itself. */
+static mx_status check_tenant(const connection *c, const mx_query *query, mx_error *error)
+{
+    if (!query->tenant || !c->tenant[0] || strcmp(query->tenant, c->tenant) == 0)
+        return MX_OK;
+    return mx_fail(error, MX_DENIED, "tenant", "option tenant: this connection is the tenant %s and may name no other",
+                   c->tenant);
+}
+
 /* MX_CORRUPT is the connection's end; any other failure has been answered under the request's id. */
 static mx_status take_request(mx_server *server, connection *c, const mx_frame *frame, mx_error *error)
 {
@@ -114,6 +137,13 @@ static mx_status take_request(mx_server *server, connection *c, const mx_frame *
     if (!json)
         return MX_CORRUPT;
     status = mx_query_parse(json, &server->limits, &query, error);
+    if (status == MX_OK) {
+        status = check_tenant(c, &query, error);
+        if (status == MX_OK && atomic_load(&server->draining) && query.op != MX_OP_STATS)
+            status = mx_fail(error, MX_UNAVAILABLE, NULL, "the engine is shutting down");
+        if (status != MX_OK)
+            mx_query_free(&query);
+    }
     if (status == MX_OK)
         status = mx_call_open(c->channel, frame->id, &query, &call, error);
     if (status == MX_CORRUPT)
@@ -125,6 +155,7 @@ static mx_status take_request(mx_server *server, connection *c, const mx_frame *
     call->model_name = server->options.model_name;
     call->tokenizer = server->options.tokenizer;
     call->queue_bytes = frame->body_bytes;
+    snprintf(call->tenant, sizeof(call->tenant), "%s", c->tenant);
     if (call->query.op == MX_OP_STATS) {
         answer_stats(server, call);
     } else if (call->query.op == MX_OP_MODELS) {
@@ -280,9 +311,119 @@ static void close_connection(mx_server *server, connection *c)
     server->n_connections--;
     pthread_mutex_unlock(&server->lock);
     close(c->fd);
+    server->listen_again_ms = 0; /* there is a descriptor now */
     mx_channel_release(c->channel);
     mx_buffer_free(&c->in);
     free(c);
+}
+
+/* ---- New connections ---- */
+
+/* Hands a connection to the I/O thread, if there is room for it. */
+static mx_status add_connection(mx_server *server, connection *c, mx_error *error)
+{
+    mx_status status = MX_OK;
+
+    pthread_mutex_lock(&server->lock);
+    if (server->n_connections == MX_CONNECTIONS_MAX) {
+        status = mx_fail(error, MX_BUSY, NULL, "%d connections are open, and no more can be; close one",
+                         MX_CONNECTIONS_MAX);
+    } else {
+        while (atomic_load(&server->fds[c->slot]) >= 0)
+            c->slot++;
+        atomic_store(&server->fds[c->slot], c->fd);
+        server->n_connections++;
+        c->next = server->arrivals;
+        server->arrivals = c;
+    }
+    pthread_mutex_unlock(&server->lock);
+    return status;
+}
+
+/* A connection over `fd`, which is taken over, also on failure. Any thread; the I/O thread is to be woken. */
+static mx_status adopt_descriptor(mx_server *server, int fd, const char *tenant, mx_error *error)
+{
+    connection *c = calloc(1, sizeof(*c));
+    mx_status status;
+
+    if (!c) {
+        close(fd);
+        return mx_fail(error, MX_NOMEM, NULL, "out of memory for a connection");
+    }
+    c->fd = fd;
+    snprintf(c->tenant, sizeof(c->tenant), "%s", tenant);
+    status = mx_channel_open(&server->wake, &c->channel, error);
+    if (status == MX_OK)
+        status = mx_hello_append(&c->channel->out, error);
+    if (status == MX_OK) {
+        atomic_store(&c->channel->dirty, true);
+        status = add_connection(server, c, error);
+    }
+    if (status == MX_OK)
+        return MX_OK;
+    close(fd);
+    if (c->channel)
+        mx_channel_release(c->channel);
+    free(c);
+    return status;
+}
+
+/* "" where the peer may name its tenant, "uid:N" otherwise. */
+static void name_peer(const mx_server *server, int fd, char *tenant, size_t size)
+{
+    struct ucred peer = {.uid = (uid_t)-1};
+    socklen_t length = sizeof(peer);
+    bool trusted;
+
+    if (getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &length) < 0)
+        peer.uid = (uid_t)-1; /* nobody's */
+    trusted = peer.uid == geteuid();
+    for (size_t i = 0; i < server->n_trusted && !trusted; i++)
+        trusted = peer.uid == server->trusted[i];
+    snprintf(tenant, size, trusted ? "" : "uid:%u", (unsigned)peer.uid);
+}
+
+static void accept_connections(mx_server *server, int64_t now_ms)
+{
+    char tenant[24];
+    mx_error error;
+
+    for (int i = 0; i < ACCEPTS_A_TURN; i++) {
+        int fd = accept4(atomic_load(&server->listener), NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
+
+        if (fd < 0) {
+            if (errno == EMFILE || errno == ENFILE || errno == ENOBUFS || errno == ENOMEM) {
+                server_log(server, MX_LOG_WARNING, "no descriptor is left for a new connection: listening pauses");
+                epoll_ctl(server->epoll, EPOLL_CTL_DEL, atomic_load(&server->listener), NULL);
+                server->listens = false;
+                server->listen_again_ms = now_ms + LISTEN_PAUSE_MS;
+            }
+            return;
+        }
+        name_peer(server, fd, tenant, sizeof(tenant));
+        if (adopt_descriptor(server, fd, tenant, &error) != MX_OK)
+            server_log(server, MX_LOG_WARNING, error.text);
+    }
+}
+
+/* Registers the listener once it is there, and after a pause; lets it go when draining. How long the pause still lasts, -1: none. */
+static int watch_listener(mx_server *server, int64_t now_ms)
+{
+    struct epoll_event event = {.events = EPOLLIN, .data.ptr = &server->listener};
+    int fd = atomic_load(&server->listener);
+
+    if (fd >= 0 && atomic_load(&server->draining)) {
+        close(fd); /* epoll forgets it */
+        atomic_store(&server->listener, -1);
+        server->listens = false;
+    } else if (fd >= 0 && !server->listens) {
+        if (now_ms < server->listen_again_ms)
+            return (int)(server->listen_again_ms - now_ms);
+        server->listens = epoll_ctl(server->epoll, EPOLL_CTL_ADD, fd, &event) == 0;
+        server->listen_again_ms = server->listens ? 0 : now_ms + LISTEN_PAUSE_MS;
+        return server->listens ? -1 : LISTEN_PAUSE_MS;
+    }
+    return -1;
 }
 
 static void take_arrivals(mx_server *server)
@@ -305,8 +446,10 @@ static int turn(mx_server *server)
 {
     int64_t now_ms = mx_now_ns() / 1000000, left_ms;
     connection **link = &server->connections, *c;
-    int wait_ms = mx_worker_expire(server->worker);
+    int wait_ms = mx_worker_expire(server->worker), pause_ms = watch_listener(server, now_ms);
 
+    if (pause_ms >= 0 && (wait_ms < 0 || pause_ms < wait_ms))
+        wait_ms = pause_ms;
     take_arrivals(server);
     while ((c = *link)) {
         if (atomic_exchange(&c->channel->dirty, false) && !c->dead) {
@@ -334,6 +477,10 @@ static void take_event(mx_server *server, const struct epoll_event *event)
     if (!c) { /* the eventfd; if it cannot be read, it was not written */
         if (read(server->wake.fd, &count, sizeof(count)) == (ssize_t)sizeof(count))
             atomic_store(&server->wake.pending, false);
+        return;
+    }
+    if (event->data.ptr == &server->listener) {
+        accept_connections(server, mx_now_ns() / 1000000);
         return;
     }
     if (event->events & EPOLLOUT)
@@ -381,6 +528,7 @@ mx_status mx_server_open(const mx_server_options *options, mx_server **server, m
     s->limits = (mx_query_limits){options->model_name, options->model->hparams.n_vocab};
     for (int i = 0; i < MX_CONNECTIONS_MAX; i++)
         atomic_init(&s->fds[i], -1);
+    atomic_init(&s->listener, -1);
     s->epoll = epoll_create1(EPOLL_CLOEXEC);
     s->wake.fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     if (s->epoll < 0 || s->wake.fd < 0 || epoll_ctl(s->epoll, EPOLL_CTL_ADD, s->wake.fd, &event) < 0)
@@ -397,59 +545,62 @@ mx_status mx_server_open(const mx_server_options *options, mx_server **server, m
     return status;
 }
 
-/* Hands a connection to the I/O thread, if there is room for it. */
-static mx_status add_connection(mx_server *server, connection *c, mx_error *error)
-{
-    mx_status status = MX_OK;
-
-    pthread_mutex_lock(&server->lock);
-    if (server->n_connections == MX_CONNECTIONS_MAX) {
-        status = mx_fail(error, MX_BUSY, NULL, "%d connections are open, and no more can be; close one",
-                         MX_CONNECTIONS_MAX);
-    } else {
-        while (atomic_load(&server->fds[c->slot]) >= 0)
-            c->slot++;
-        atomic_store(&server->fds[c->slot], c->fd);
-        server->n_connections++;
-        c->next = server->arrivals;
-        server->arrivals = c;
-    }
-    pthread_mutex_unlock(&server->lock);
-    return status;
-}
-
 mx_status mx_server_connect(mx_server *server, int *fd, mx_error *error)
 {
-    connection *c = calloc(1, sizeof(*c));
-    int pair[2] = {-1, -1};
+    int pair[2];
     mx_status status;
 
     *fd = -1;
-    if (!c)
-        return mx_fail(error, MX_NOMEM, NULL, "out of memory for a connection");
-    status = mx_channel_open(&server->wake, &c->channel, error);
-    if (status == MX_OK)
-        status = mx_hello_append(&c->channel->out, error);
-    if (status == MX_OK && socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, pair) < 0)
-        status = mx_fail(error, MX_IO, NULL, "cannot make a socket pair: %m");
-    c->fd = pair[0];
-    if (status == MX_OK) {
-        atomic_store(&c->channel->dirty, true);
-        status = add_connection(server, c, error);
-    }
+    if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, pair) < 0)
+        return mx_fail(error, MX_IO, NULL, "cannot make a socket pair: %m");
+    status = adopt_descriptor(server, pair[0], "", error);
     if (status != MX_OK) {
-        if (pair[0] >= 0) {
-            close(pair[0]);
-            close(pair[1]);
-        }
-        if (c->channel)
-            mx_channel_release(c->channel);
-        free(c);
+        close(pair[1]);
         return status;
     }
     mx_wake_up(&server->wake);
     *fd = pair[1];
     return MX_OK;
+}
+
+mx_status mx_server_listen(mx_server *server, int fd, const uid_t *trusted, size_t n_trusted, mx_error *error)
+{
+    int flags = fcntl(fd, F_GETFL), accepts = 0;
+    socklen_t size = sizeof(accepts);
+    mx_status status = MX_OK;
+
+    if (flags < 0 || getsockopt(fd, SOL_SOCKET, SO_ACCEPTCONN, &accepts, &size) < 0 || !accepts)
+        status = mx_fail(error, MX_INVALID, NULL, "descriptor %d: expected a listening socket", fd);
+    else if (atomic_load(&server->listener) >= 0)
+        status = mx_fail(error, MX_INVALID, NULL, "the engine listens already");
+    else if (fcntl(fd, F_SETFL, flags | O_NONBLOCK) < 0 || fcntl(fd, F_SETFD, FD_CLOEXEC) < 0)
+        status = mx_fail(error, MX_IO, NULL, "descriptor %d: %m", fd);
+    if (status == MX_OK && n_trusted > 0) {
+        server->trusted = malloc(n_trusted * sizeof(*trusted));
+        if (!server->trusted)
+            status = mx_fail(error, MX_NOMEM, NULL, "out of memory for %zu uids", n_trusted);
+        else
+            memcpy(server->trusted, trusted, n_trusted * sizeof(*trusted));
+    }
+    if (status != MX_OK) {
+        close(fd);
+        return status;
+    }
+    server->n_trusted = n_trusted;
+    atomic_store(&server->listener, fd); /* the I/O thread finds it in its next turn */
+    mx_wake_up(&server->wake);
+    return MX_OK;
+}
+
+int mx_server_pending(mx_server *server)
+{
+    return mx_worker_pending(server->worker);
+}
+
+void mx_server_drain(mx_server *server)
+{
+    atomic_store(&server->draining, true);
+    mx_wake_up(&server->wake);
 }
 
 void mx_server_stop(mx_server *server)
@@ -476,6 +627,9 @@ void mx_server_close(mx_server *server)
         server->connections = c->next;
         close_connection(server, c);
     }
+    if (atomic_load(&server->listener) >= 0)
+        close(atomic_load(&server->listener));
+    free(server->trusted);
     if (server->epoll >= 0)
         close(server->epoll);
     if (server->wake.fd >= 0)
@@ -493,6 +647,9 @@ void mx_server_abandon(mx_server *server)
         if (fd >= 0)
             close(fd);
     }
+    fd = atomic_load(&server->listener);
+    if (fd >= 0)
+        close(fd);
     close(server->epoll);
     close(server->wake.fd);
 }

@@ -10,6 +10,7 @@
 #ifndef MX_SERVER_SERVER_H
 #define MX_SERVER_SERVER_H
 
+#include <sys/types.h>
 #include "../engine/scheduler.h"
 #include "../model/chat_template.h"
 
@@ -34,6 +35,15 @@ mx_status mx_server_open(const mx_server_options *options, mx_server **server, m
 
 /* The client's end of a new connection, close-on-exec. MX_BUSY: MX_CONNECTIONS_MAX are open. Any thread. */
 mx_status mx_server_connect(mx_server *server, int *fd, mx_error *error);
+
+/* Accepts connections on `fd`, a listening unix socket, taken over also on failure. Peers of our own uid and of `trusted` may name
+ * their tenant; any other is the tenant "uid:N". MX_INVALID: no such socket, or a second one. */
+mx_status mx_server_listen(mx_server *server, int fd, const uid_t *trusted, size_t n_trusted, mx_error *error);
+
+int mx_server_pending(mx_server *server); /* requests that are not with the scheduler yet; any thread */
+
+/* No more connections, and no more requests on those that are open: MX_UNAVAILABLE. What runs goes on. Any thread. */
+void mx_server_drain(mx_server *server);
 
 void mx_server_stop(mx_server *server);
 void mx_server_close(mx_server *server); /* stops first where that was not done; takes NULL */

@@ -113,7 +113,7 @@ static mx_status submit(const mx_worker *worker, mx_call *call, const mx_tokens 
         .n = query->n,
         .max_tokens = query->max_tokens,
         .ignore_eos = query->ignore_eos,
-        .tenant = query->tenant,
+        .tenant = call->tenant[0] ? call->tenant : query->tenant,
         .cache = query->cache,
         .timeout_ms = query->timeout_ms,
         .arrived_ns = call->arrived_ns,
@@ -358,6 +358,16 @@ void mx_worker_drop(mx_worker *worker, mx_call *call)
     pthread_mutex_unlock(&worker->lock);
     if (dropped)
         end_cancelled(dropped);
+}
+
+int mx_worker_pending(mx_worker *worker)
+{
+    int n;
+
+    pthread_mutex_lock(&worker->lock);
+    n = worker->n_queued + (worker->current != NULL);
+    pthread_mutex_unlock(&worker->lock);
+    return n;
 }
 
 /* Marks a call whose time is over; otherwise *next_ms becomes the time that is left, where that is sooner. */

@@ -30,6 +30,9 @@ mx_status mx_worker_add(mx_worker *worker, mx_call *call, mx_error *error);
 /* Ends a call that was cancelled while it waits in the queue; others end by themselves. Any thread. */
 void mx_worker_drop(mx_worker *worker, mx_call *call);
 
+/* Calls that wait or are being worked on. Any thread. */
+int mx_worker_pending(mx_worker *worker);
+
 /* Cancels calls that are past their option timeout_ms; how long until the next look is due, in ms, -1: for ever. Any thread. */
 int mx_worker_expire(mx_worker *worker);
 

@@ -1,0 +1,274 @@
+/*
+ * cmd_serve.c: `mixtral serve`: an engine as a process, for clients that come over a unix socket.
+ *
+ *     mixtral serve --model x.gguf --socket /run/mixtral.sock [--socket-mode 0660] [--allow-uid N ...]
+ *     mixtral serve --model x.gguf --listen-fd 3 --lifeline-fd 4           under a supervisor
+ *
+ * The listening socket is made here, or inherited: --listen-fd, or systemd's LISTEN_FDS. Who may connect is the socket's mode;
+ * who may name a tenant is our own uid and --allow-uid. A socket that nobody serves any more is replaced, one that somebody serves
+ * is an error. Connections that come while the model is opened wait in the socket's backlog.
+ *
+ * SIGTERM and SIGINT end it: no new requests, those that run have --grace-ms to finish, then they are cancelled. A second
+ * one, or the end of file on the lifeline (whose other end the supervisor holds), ends it at once. SIGHUP changes nothing:
+ * what a process serves is on its command line. Lines for the log go to standard error.
+ */
+#include <errno.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/signalfd.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/un.h>
+#include <unistd.h>
+#include "cli.h"
+
+#define BACKLOG 1024
+#define UIDS_MAX 64
+#define DEFAULT_GRACE_MS 10000
+#define DRAIN_LOOK_MS 20
+#define SYSTEMD_FD 3 /* SD_LISTEN_FDS_START */
+
+typedef struct {
+    const char *model, *socket;
+    mode_t mode;
+    int listen_fd, lifeline_fd; /* -1: not given */
+    int grace_ms;
+    uint32_t uids[UIDS_MAX];
+    size_t n_uids;
+    mx_engine_options engine;
+} serve_options;
+
+/* ---- Options ---- */
+
+typedef enum { TEXT, NUMBER, SIZE, DESCRIPTOR, MODE, UID } flag_kind;
+
+static int take_value(const char *flag, flag_kind kind, const char *text, void *to, serve_options *o)
+{
+    int64_t number = 0;
+    char *end;
+
+    switch (kind) {
+    case TEXT:
+        *(const char **)to = text;
+        return 0;
+    case NUMBER:
+        if (mx_cli_number(flag, text, false, INT32_MAX, &number))
+            return 1;
+        *(int *)to = (int)number;
+        return 0;
+    case SIZE:
+        return mx_cli_number(flag, text, true, INT64_MAX, to);
+    case DESCRIPTOR:
+        return mx_cli_int(text, 0, INT32_MAX, to) ? 0 : mx_cli_fail("%s: expected a descriptor, got %s", flag, text);
+    case MODE:
+        o->mode = (mode_t)strtoul(text, &end, 8);
+        return *text && !*end && o->mode <= 0777 ? 0 : mx_cli_fail("%s: expected an octal mode such as 0660, got %s", flag, text);
+    case UID:
+        if (o->n_uids == UIDS_MAX || !mx_cli_int(text, 0, INT32_MAX, (int *)&o->uids[o->n_uids]))
+            return mx_cli_fail("%s: expected a uid, of at most %d, got %s", flag, UIDS_MAX, text);
+        o->n_uids++;
+        return 0;
+    }
+    return 1;
+}
+
+static int parse(int argc, char **argv, serve_options *o)
+{
+    const struct {
+        const char *name;
+        flag_kind kind;
+        void *to;
+    } flags[] = {
+        {"--model", TEXT, &o->model},
+        {"--socket", TEXT, &o->socket},
+        {"--socket-mode", MODE, NULL},
+        {"--allow-uid", UID, NULL},
+        {"--listen-fd", DESCRIPTOR, &o->listen_fd},
+        {"--lifeline-fd", DESCRIPTOR, &o->lifeline_fd},
+        {"--grace-ms", NUMBER, &o->grace_ms},
+        {"--threads", NUMBER, &o->engine.threads},
+        {"--context", NUMBER, &o->engine.context},
+        {"--kv-pool", SIZE, &o->engine.kv_pool_bytes},
+        {"--kv-type", TEXT, &o->engine.kv_type},
+        {"--max-queue", NUMBER, &o->engine.max_queue},
+        {"--max-step-ms", NUMBER, &o->engine.max_step_ms},
+        {"--kernels", TEXT, &o->engine.kernels},
+        {"--name", TEXT, &o->engine.name},
+    };
+    const size_t n_flags = sizeof(flags) / sizeof(flags[0]);
+    size_t f;
+
+    for (int i = 1; i < argc; i += 2) {
+        for (f = 0; f < n_flags && strcmp(flags[f].name, argv[i]) != 0; f++)
+            continue;
+        if (f == n_flags)
+            return mx_cli_fail("serve: there is no option %s; `mixtral help` lists them", argv[i]);
+        if (!argv[i + 1])
+            return mx_cli_fail("%s: expected a value after it", argv[i]);
+        if (flags[f].to == &o->model && o->model)
+            return mx_cli_fail("--model: one model a process, got %s and %s", o->model, argv[i + 1]);
+        if (take_value(argv[i], flags[f].kind, argv[i + 1], flags[f].to, o))
+            return 1;
+    }
+    if (!o->model)
+        return mx_cli_fail("serve: expected --model MODEL");
+    return 0;
+}
+
+/* ---- The socket ---- */
+
+/* systemd's socket activation (sd_listen_fds(3)): the descriptor, -1 if there is none. */
+static int activated_fd(void)
+{
+    const char *pid = getenv("LISTEN_PID"), *n = getenv("LISTEN_FDS");
+
+    return pid && n && atol(pid) == (long)getpid() && atoi(n) == 1 ? SYSTEMD_FD : -1;
+}
+
+static int bind_new(int fd, const struct sockaddr_un *address, mode_t mode)
+{
+    mode_t before = umask(0777 & ~mode);
+    int rc = bind(fd, (const struct sockaddr *)address, sizeof(*address));
+
+    umask(before);
+    return rc;
+}
+
+/* Removes a socket at which nobody listens any more. */
+static bool remove_stale(const struct sockaddr_un *address)
+{
+    int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+    struct stat st;
+    bool stale = fd >= 0 && lstat(address->sun_path, &st) == 0 && S_ISSOCK(st.st_mode) &&
+                 connect(fd, (const struct sockaddr *)address, sizeof(*address)) < 0 && errno == ECONNREFUSED;
+
+    if (fd >= 0)
+        close(fd);
+    return stale && unlink(address->sun_path) == 0;
+}
+
+static int make_socket(const char *path, mode_t mode, int *fd)
+{
+    struct sockaddr_un address = {.sun_family = AF_UNIX};
+    int rc;
+
+    if (strlen(path) == 0 || strlen(path) >= sizeof(address.sun_path))
+        return mx_cli_fail("--socket: expected a path of 1 to %zu bytes, got %zu", sizeof(address.sun_path) - 1, strlen(path));
+    memcpy(address.sun_path, path, strlen(path));
+    *fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    if (*fd < 0)
+        return mx_cli_fail("cannot make a socket: %s", strerror(errno));
+    rc = bind_new(*fd, &address, mode);
+    if (rc < 0 && errno == EADDRINUSE) {
+        if (!remove_stale(&address)) {
+            close(*fd);
+            return mx_cli_fail("%s: another engine serves there, or it is no socket", path);
+        }
+        rc = bind_new(*fd, &address, mode);
+    }
+    if (rc < 0 || listen(*fd, BACKLOG) < 0) {
+        rc = mx_cli_fail("%s: cannot listen: %s", path, strerror(errno));
+        close(*fd);
+        return rc;
+    }
+    return 0;
+}
+
+static int find_socket(const serve_options *o, int *fd)
+{
+    *fd = o->listen_fd >= 0 ? o->listen_fd : o->socket ? -1 : activated_fd();
+    if (o->listen_fd >= 0 && o->socket)
+        return mx_cli_fail("serve: expected one of --socket and --listen-fd, got both");
+    if (*fd < 0 && !o->socket)
+        return mx_cli_fail("serve: expected --socket PATH, --listen-fd N, or a socket from systemd");
+    return *fd >= 0 ? 0 : make_socket(o->socket, o->mode, fd);
+}
+
+/* ---- Serving ---- */
+
+static void log_line(void *arg, mx_log_level level, const char *line)
+{
+    static const char *const names[] = {
+        [MX_LOG_ERROR] = "error", [MX_LOG_WARNING] = "warning", [MX_LOG_INFO] = "info"};
+    (void)arg;
+    fprintf(stderr, "mixtral: %s: %s\n", names[level], line);
+}
+
+typedef enum { NOTHING, STOP, STOP_NOW } wish;
+
+/* Waits for a signal or the lifeline's end, for timeout_ms at most (-1: for ever). */
+static wish wait_for_wish(int signals, int lifeline, int timeout_ms)
+{
+    struct pollfd fds[] = {{.fd = signals, .events = POLLIN}, {.fd = lifeline, .events = POLLIN}};
+    struct signalfd_siginfo info;
+    char byte;
+
+    if (poll(fds, 2, timeout_ms) <= 0)
+        return NOTHING;
+    if (fds[1].revents && read(lifeline, &byte, 1) <= 0)
+        return STOP_NOW;
+    if (!(fds[0].revents & POLLIN) || read(signals, &info, sizeof(info)) != (ssize_t)sizeof(info) || info.ssi_signo == SIGHUP)
+        return NOTHING;
+    return STOP;
+}
+
+static void serve_until_told(mx_engine *engine, const serve_options *o, int signals)
+{
+    wish w;
+
+    do
+        w = wait_for_wish(signals, o->lifeline_fd, -1);
+    while (w == NOTHING);
+    for (int waited = 0; w == STOP && waited < o->grace_ms && mx_engine_drain(engine) > 0; waited += DRAIN_LOOK_MS)
+        if (wait_for_wish(signals, o->lifeline_fd, DRAIN_LOOK_MS) != NOTHING)
+            w = STOP_NOW;
+}
+
+static int serve(const serve_options *o, int fd)
+{
+    sigset_t set;
+    mx_engine *engine;
+    mx_error error;
+    mx_status status;
+    int signals;
+
+    sigemptyset(&set);
+    sigaddset(&set, SIGTERM);
+    sigaddset(&set, SIGINT);
+    sigaddset(&set, SIGHUP);
+    signals = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
+    if (signals < 0 || sigprocmask(SIG_BLOCK, &set, NULL) < 0) {
+        close(fd);
+        return mx_cli_fail("cannot take signals: %s", strerror(errno));
+    }
+    status = mx_engine_open(o->model, &o->engine, &engine, &error);
+    if (status == MX_OK)
+        status = mx_engine_listen(engine, fd, o->uids, o->n_uids, &error);
+    else
+        close(fd);
+    if (status == MX_OK) {
+        fprintf(stderr, "mixtral: info: serving %s\n", o->model);
+        serve_until_told(engine, o, signals);
+    }
+    mx_engine_close(engine);
+    close(signals);
+    return status == MX_OK ? 0 : mx_cli_fail("%s", error.text);
+}
+
+int mx_cmd_serve(int argc, char **argv)
+{
+    serve_options o = {.mode = 0600, .listen_fd = -1, .lifeline_fd = -1, .grace_ms = DEFAULT_GRACE_MS, .engine.log = log_line};
+    int fd, failed = parse(argc, argv, &o);
+
+    if (!failed)
+        failed = find_socket(&o, &fd);
+    if (failed)
+        return failed;
+    failed = serve(&o, fd);
+    if (o.socket)
+        unlink(o.socket);
+    return failed;
+}
