@@ -97,7 +97,7 @@ static mx_model *open_model(int heads, int kv_heads)
 {
     mx_synth_options o = mx_synth_defaults();
     char path[] = "/tmp/mixtral-depth-XXXXXX";
-    mx_model *model;
+    mx_model *model = NULL;
     mx_error error = {.text = ""};
     int fd = mkstemp(path);
 
