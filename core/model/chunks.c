@@ -64,7 +64,7 @@ static mx_status push(mx_chunk **chunks, size_t *n, size_t *capacity, mx_chunk c
 
 static mx_status cut(const cutter *c, mx_chunk **chunks, size_t *n, mx_error *error)
 {
-    size_t capacity = 0, total = 0, first = 0;
+    size_t capacity = 0, total = 0, first = 0, covered = 0;
     mx_status status = MX_OK;
 
     while (status == MX_OK && offset(c, first) < c->bytes) {
@@ -72,6 +72,11 @@ static mx_status cut(const cutter *c, mx_chunk **chunks, size_t *n, mx_error *er
         size_t end = last ? c->count : border_near(c, first, first + c->size);
         mx_chunk chunk = {offset(c, first), end == c->count ? c->bytes : offset(c, end), end - first};
 
+        if (chunk.end <= covered) { /* a long character follows, and all of this is overlap */
+            first = border_near(c, first, first + 1);
+            continue;
+        }
+        covered = chunk.end;
         total += chunk.end - chunk.start;
         if (*n == CHUNKS_MAX || total > CHUNK_BYTES_MAX)
             return mx_fail(error, MX_TOO_LARGE, "size",

@@ -14,8 +14,8 @@ typedef struct {
 /*
  * Cuts text[bytes], which must be UTF-8, into chunks of at most `size` tokens (1 or more), of which each begins
  * with the last `overlap` (0 .. size-1) of the one before it. A border is where a token and a character end: where
- * a character takes several tokens, a chunk may be that much shorter and an overlap that much longer, and a chunk of
- * one character may exceed `size`. Together they are the whole text; an empty text has none. *chunks: free with free().
+ * a character takes several tokens, a chunk may be that much shorter and an overlap that much longer or shorter, and a
+ * chunk of one character may exceed `size`. Together they are the whole text; an empty text has none. *chunks: free with free().
  * Errors: MX_INVALID (size, overlap, text), MX_TOO_LARGE (more than 2^18 chunks, or 64 MiB of them),
  * MX_CANCELLED, MX_NOMEM.
  */

@@ -350,6 +350,7 @@ mx_status mx_detokenize(const mx_tokenizer *t, const int32_t *ids, size_t n, boo
                         size_t *bytes, mx_error *error)
 {
     size_t total = 0, at = 0;
+    bool begun = false; /* only the first space can be the vocabulary's */
     char *out;
 
     *text = NULL;
@@ -365,8 +366,10 @@ mx_status mx_detokenize(const mx_tokenizer *t, const int32_t *ids, size_t n, boo
         return mx_fail(error, MX_NOMEM, NULL, "out of memory for a text of %zu bytes", total);
     for (size_t i = 0; i < n; i++) {
         size_t length = mx_token_text(t, ids[i], wants_special, out + at, total - at);
+        bool first = !begun && length > 0;
 
-        if (at == 0 && length > 0 && t->add_prefix && out[0] == ' ') {
+        begun |= first;
+        if (first && t->add_prefix && out[0] == ' ') {
             memmove(out, out + 1, --length);
             total--;
         }
