@@ -474,7 +474,7 @@ static void check_weights(const mx_model *model)
 static void use_model(const mx_model *model)
 {
     const mx_hparams *h = &model->hparams;
-    mx_kv_shape shape = {h->n_layers, h->n_kv_heads, h->head_dim};
+    mx_kv_shape shape = {h->n_layers, h->n_kv_heads, h->head_dim, MX_KV_F16};
     const int32_t token[] = {0, h->n_vocab - 1}, position[] = {0, 1}, sequence[] = {0, 0}, block[] = {0};
     const uint8_t token_class[] = {MX_CLASS_PROMPT, MX_CLASS_DECODE}, want[] = {MX_WANT_HIDDEN, MX_WANT_LOGITS};
     const int32_t *blocks[] = {block};

@@ -183,7 +183,7 @@ static void check_templates(int which, mx_str said, mx_str answer)
 static void check_output(int which, const char *text, size_t n, const char *const *stop, int n_stop)
 {
     mx_tokens ids = {0};
-    mx_piece piece = {0};
+    mx_piece next = {0};
     mx_output *output;
     mx_error error;
     size_t total, sent = 0;
@@ -194,17 +194,17 @@ static void check_output(int which, const char *text, size_t n, const char *cons
         return;
     }
     expect(mx_tokenize(open_ones[which].tokenizer, text, n, MX_TOKENIZE_SPECIAL, NULL, &ids, &error) == MX_OK);
-    for (size_t i = 0; i < ids.count && !piece.stopped; i++) {
-        expect(mx_output_add(output, ids.ids[i], &piece, &error) == MX_OK);
+    for (size_t i = 0; i < ids.count && !next.stopped; i++) {
+        expect(mx_output_add(output, ids.ids[i], &next, &error) == MX_OK);
         all = mx_output_text(output, &total);
-        expect(piece.bytes == 0 || piece.text == all + sent);
-        expect(is_utf8(piece.text, piece.bytes));
-        sent += piece.bytes;
+        expect(next.bytes == 0 || next.text == all + sent);
+        expect(is_utf8(next.text, next.bytes));
+        sent += next.bytes;
         expect(sent <= total);
     }
-    if (!piece.stopped) {
-        expect(mx_output_finish(output, &piece, &error) == MX_OK);
-        sent += piece.bytes;
+    if (!next.stopped) {
+        expect(mx_output_finish(output, &next, &error) == MX_OK);
+        sent += next.bytes;
     }
     all = mx_output_text(output, &total);
     expect(sent == total && strlen(all) == total && is_utf8(all, total));
