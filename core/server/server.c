@@ -380,7 +380,9 @@ static void name_peer(const mx_server *server, int fd, char *tenant, size_t size
     trusted = peer.uid == geteuid();
     for (size_t i = 0; i < server->n_trusted && !trusted; i++)
         trusted = peer.uid == server->trusted[i];
-    snprintf(tenant, size, trusted ? "" : "uid:%u", (unsigned)peer.uid);
+    tenant[0] = '\0';
+    if (!trusted)
+        snprintf(tenant, size, "uid:%u", (unsigned)peer.uid);
 }
 
 static void accept_connections(mx_server *server, int64_t now_ms)

@@ -1,0 +1,191 @@
+#!/usr/bin/env python3
+"""`mixtral serve`: an engine at a unix socket: who may connect and name a tenant, shared prefixes, and all the ways to end."""
+import json
+import os
+import signal
+import socket
+import struct
+import subprocess
+import tempfile
+import time
+
+import harness
+
+REQUEST = 2
+LONG = ("--max-tokens", "400", "--option", "ignore_eos=true", "--temperature", "0")
+
+
+def receive(peer, size):
+    data = b""
+    while len(data) < size:
+        got = peer.recv(size - len(data))
+        if not got:
+            raise EOFError
+        data += got
+    return data
+
+
+def ask_as(uid, path, request):
+    """Speaks the protocol as another user: the last frame's JSON. In a child, which gives up its rights."""
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            os.setuid(uid)
+            os.write(write, json.dumps(ask(path, request)).encode())
+        except OSError as error:
+            os.write(write, json.dumps({"status": error.strerror}).encode())
+        os._exit(0)
+    os.close(write)
+    with os.fdopen(read) as answer:
+        text = answer.read()
+    os.waitpid(child, 0)
+    return json.loads(text)
+
+
+def ask(path, request):
+    with socket.socket(socket.AF_UNIX) as peer:
+        peer.connect(path)
+        for kind, number, body in ((1, 0, {"protocol": 1, "version": "test"}), (REQUEST, 7, request)):
+            data = json.dumps(body).encode()
+            peer.sendall(struct.pack("<IBxxxI", len(data), kind, number) + data)
+        while True:
+            size, kind, _ = struct.unpack("<IBxxxI", receive(peer, 12))
+            body = json.loads(receive(peer, size))
+            if kind in (5, 6):
+                return body
+
+
+class Serve(harness.Suite):
+    def setUp(self):
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        os.chmod(folder.name, 0o755)
+        self.socket = os.path.join(folder.name, "engine.sock")
+        self.model = os.path.join(folder.name, "tiny.gguf")
+        self.succeeds("synth", self.model, *harness.TINY)
+
+    def start(self, *args, target=None, **more):
+        target = target or ("--socket", self.socket)
+        server = subprocess.Popen([harness.CLI, "serve", "--model", self.model, *target, *args], stderr=subprocess.PIPE, **more)
+        self.addCleanup(server.stderr.close)
+        self.addCleanup(server.wait)
+        self.addCleanup(server.kill)
+        self.assertIn(b"serving", server.stderr.readline())
+        return server
+
+    def complete(self, *args):
+        return self.succeeds("complete", "unix:" + self.socket, "one two three", *args)
+
+    def stats(self):
+        return ask(self.socket, {"op": "stats"})
+
+    def ends(self, server, status=0):
+        self.assertEqual(server.wait(harness.SECONDS), status)
+
+    def test_it_answers_as_the_engine_in_process_does(self):
+        self.start()
+        options = ("--max-tokens", "12", "--temperature", "0")
+        self.assertEqual(self.complete(*options), self.succeeds("complete", self.model, "one two three", *options))
+        self.assertEqual(self.stats()["requests_done"], 1)
+
+    def test_a_prefix_is_computed_once(self):
+        self.start()
+        request = {"op": "complete", "prompt": "word " * 60, "options": {"max_tokens": 4, "seed": 1}}
+        cold, warm = ask(self.socket, request), ask(self.socket, request)
+        self.assertEqual(cold["cached_tokens"], 0)
+        self.assertGreaterEqual(warm["cached_tokens"], warm["prompt_tokens"] - 32)
+        self.assertEqual(cold["text"], warm["text"])
+        request["options"]["tenant"] = "other"
+        self.assertEqual(ask(self.socket, request)["cached_tokens"], 0)
+        request["options"] = {"max_tokens": 4, "seed": 1, "cache": False}
+        self.assertEqual(ask(self.socket, request)["cached_tokens"], 0)
+
+    def test_the_sockets_mode_says_who_connects(self):
+        self.start()
+        self.assertEqual(os.stat(self.socket).st_mode & 0o777, 0o600)
+        if os.geteuid() == 0:
+            self.assertEqual(ask_as(12345, self.socket, {"op": "stats"}), {"status": "Permission denied"})
+
+    def test_a_stranger_is_a_tenant_of_its_own(self):
+        if os.geteuid() != 0:
+            self.skipTest("needs root, to be two users")
+        self.start("--socket-mode", "0666", "--allow-uid", "777")
+        request = {"op": "complete", "prompt": "word " * 60, "options": {"max_tokens": 2}}
+        ask(self.socket, request)
+        self.assertEqual(ask_as(12345, self.socket, request)["cached_tokens"], 0)
+        self.assertGreater(ask_as(12345, self.socket, request)["cached_tokens"], 0)
+        request["options"]["tenant"] = "uid:12345"
+        self.assertGreater(ask_as(777, self.socket, request)["cached_tokens"], 0)
+        request["options"]["tenant"] = "root"
+        self.assertEqual(ask_as(12345, self.socket, request)["status"], "denied")
+        self.assertEqual(ask_as(777, self.socket, request)["cached_tokens"], 0)
+
+    def test_sigterm_lets_requests_finish_and_takes_no_more(self):
+        server = self.start()
+        with subprocess.Popen([harness.CLI, "complete", "unix:" + self.socket, "one", "--json", *LONG],
+                              stdout=subprocess.PIPE) as client:
+            while self.stats()["requests_running"] == 0:
+                time.sleep(0.001)
+            server.send_signal(signal.SIGHUP)  # changes nothing
+            server.send_signal(signal.SIGTERM)
+            self.assertEqual(json.loads(client.stdout.read())["completion_tokens"], 400)
+        self.ends(server)
+        self.assertFalse(os.path.exists(self.socket))
+        self.fails("complete", "unix:" + self.socket, "one", words=("no engine answers",))
+
+    def test_what_takes_longer_than_the_grace_time_is_cancelled(self):
+        self.succeeds("synth", self.model, *harness.TINY[:-1], "1000000")
+        server = self.start("--grace-ms", "100", "--kv-pool", "1G")
+        with subprocess.Popen([harness.CLI, "complete", "unix:" + self.socket, "one", "--max-tokens", "900000", "--option",
+                               "ignore_eos=true"], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as client:
+            while self.stats()["requests_running"] == 0:
+                time.sleep(0.001)
+            server.terminate()
+            self.ends(server)
+            self.assertIn(b"closed", client.stderr.read())
+
+    def test_the_lifelines_end_ends_it(self):
+        read, write = os.pipe()
+        server = self.start("--lifeline-fd", str(read), pass_fds=(read,))
+        os.close(read)
+        self.complete("--max-tokens", "2")
+        os.close(write)
+        self.ends(server)
+
+    def test_inherited_sockets(self):
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(self.socket)
+            listener.listen()
+            fd = listener.fileno()
+            server = self.start(target=("--listen-fd", str(fd)), pass_fds=(fd,))
+            self.complete("--max-tokens", "2")
+            server.terminate()
+            self.ends(server)
+            self.assertTrue(os.path.exists(self.socket))  # its maker's
+
+    def test_one_engine_a_socket(self):
+        server = self.start()
+        self.fails("serve", "--model", self.model, "--socket", self.socket, words=(self.socket, "another engine"))
+        server.kill()
+        server.wait()
+        self.start()  # the old socket is nobody's
+        self.complete("--max-tokens", "2")
+
+    def test_bad_options(self):
+        self.fails("serve", "--socket", self.socket, words=("--model",))
+        self.fails("serve", "--model", self.model, words=("--socket",))
+        self.fails("serve", "--model", self.model, "--socket", "x" * 200, words=("107",))
+        self.fails("serve", "--model", self.model, "--socket", self.socket, "--socket-mode", "99", words=("--socket-mode", "99"))
+        self.fails("serve", "--model", self.model, "--socket", self.socket, "--colour", "red", words=("--colour",))
+        self.fails("serve", "--model", self.model, "--socket", self.socket, "--threads", words=("--threads",))
+        self.fails("serve", "--model", "/nonexistent.gguf", "--socket", self.socket, words=("nonexistent.gguf",))
+        self.assertFalse(os.path.exists(self.socket))
+        with tempfile.TemporaryFile() as file:
+            done = subprocess.run([harness.CLI, "serve", "--model", self.model, "--listen-fd", str(file.fileno())],
+                                  capture_output=True, text=True, pass_fds=(file.fileno(),), timeout=harness.SECONDS, check=False)
+        self.assertIn("expected a listening socket", done.stderr)
+        self.assertEqual(done.returncode, 1)
+
+
+harness.main()
