@@ -21,7 +21,8 @@
  * and live until the next call on it.
  *
  * Same answer: a request's tokens depend on the request, its seed and the model file alone: not on what else is in the
- * batch, nor on the number of threads. (On one machine: another instruction set rounds differently.)
+ * batch, nor on the number of threads, nor on whether its prefix came from the cache or it was put back and computed again. (On
+ * one machine and KV type: another instruction set rounds differently.)
  *
  * Copyright 2026 the mixtral authors. Licensed under the Apache License, Version 2.0.
  */
