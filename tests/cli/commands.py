@@ -77,8 +77,9 @@ class Info(Commands):
         facts = self.facts(self.tiny)
         weights = 2 * 256 * (2 * N_VOCAB + 256 + 2 * 128 + 256 + 3 * 4 * 256 + 4) + 4 * 256 * 3  # F16, and F32 norms
         self.assertEqual(facts["weights"], f"{weights / 2 ** 20:.1f} MiB")
-        self.assertEqual(facts["kv per token"], f"{2 * 2 * 2 * 64} bytes (f16)")
-        self.assertEqual(facts["kv per context"], f"{2 * 2 * 2 * 64 * 512 / 1024:.1f} KiB")
+        of_type = {"f16": 2 * 2 * 2 * 64, "bf16": 2 * 2 * 2 * 64, "q8_0": 2 * 2 * (64 + 2 * 2)}
+        for name, token in of_type.items():
+            self.assertEqual(facts["kv " + name], f"{token} bytes a token, {token * 512 / 1024:.1f} KiB a context")
 
 
 class Complete(Commands):
