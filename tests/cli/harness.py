@@ -48,7 +48,8 @@ class Suite(unittest.TestCase):
 
 def main():
     result = unittest.main(exit=False, verbosity=2).result
-    failed = len({getattr(test, "test_case", test).id() for test, _ in result.failures + result.errors})  # of a subtest: its test
+    # Subtests that failed count as the one test that they are of.
+    failed = len({getattr(test, "test_case", test).id() for test, _ in result.failures + result.errors})
     skipped = len(result.skipped)
     sys.stderr.flush()
     print(f"{max(0, result.testsRun - failed - skipped)} passed, {failed} failed, {skipped} skipped", flush=True)
