@@ -129,7 +129,7 @@ static int say(conversation *c, const char *line)
                                                    c->options),
                             take_piece, c, &result, &error);
     json_decref(result);
-    if (status != MX_OK || c->answer.bytes > 0)
+    if (status == MX_CANCELLED || c->answer.bytes > 0)
         putchar('\n');
     fflush(stdout);
     if (status != MX_OK && (status != MX_CANCELLED || c->answer.bytes == 0)) {

@@ -27,17 +27,29 @@ static const struct {
 
 #define N_COMMANDS (sizeof(commands) / sizeof(commands[0]))
 
+/* One line, whatever an argument has in it. */
 int mx_cli_fail(const char *format, ...)
 {
+    char line[1024];
     va_list args;
 
-    fflush(stdout);
-    fputs("mixtral: ", stderr);
     va_start(args, format);
-    vfprintf(stderr, format, args);
+    vsnprintf(line, sizeof(line), format, args);
     va_end(args);
-    fputc('\n', stderr);
+    for (char *c = line; *c; c++)
+        if ((unsigned char)*c < 0x20 || *c == 0x7f)
+            *c = '?';
+    fflush(stdout);
+    fprintf(stderr, "mixtral: %s\n", line);
     return 1;
+}
+
+/* A command's exit status, once all that it printed is written. */
+static int finish(int failed)
+{
+    if (fflush(stdout) == 0 && !ferror(stdout))
+        return failed;
+    return failed ? failed : mx_cli_fail("standard output: %s", strerror(errno));
 }
 
 bool mx_cli_int(const char *text, int min, int max, int *value)
@@ -97,14 +109,14 @@ int main(int argc, char **argv)
     const char *name = argc > 1 ? argv[1] : "help";
 
     if (strcmp(name, "help") == 0 || strcmp(name, "--help") == 0)
-        return help();
+        return finish(help());
     if (strcmp(name, "version") == 0 || strcmp(name, "--version") == 0) {
         printf("mixtral %s\n", MX_VERSION);
-        return 0;
+        return finish(0);
     }
     for (size_t i = 0; i < N_COMMANDS; i++) {
         if (strcmp(name, commands[i].name) == 0)
-            return commands[i].run(argc - 1, argv + 1);
+            return finish(commands[i].run(argc - 1, argv + 1));
     }
     return mx_cli_fail("there is no command %s; `mixtral help` lists them", name);
 }

@@ -212,8 +212,8 @@ mx_status mx_cli_request(mx_cli_session *session, json_t *request, mx_cli_piece 
     *result = NULL;
     json_decref(request);
     if (!text) {
-        *error = (mx_error){.status = MX_NOMEM, .text = "out of memory for the request"};
-        return MX_NOMEM;
+        *error = (mx_error){.status = MX_INVALID, .text = "the request: expected UTF-8 text (or there is no memory for it)"};
+        return MX_INVALID;
     }
     status = mx_client_request(session->client, text, &id, error);
     free(text);
