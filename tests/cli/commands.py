@@ -302,6 +302,17 @@ class Program(Commands):
         self.assertRegex(self.succeeds("version"), r"\Amixtral \d+\.\d+\.\d+\n\Z")
         self.assertEqual(self.succeeds("version"), self.succeeds("--version"))
 
+    def test_lost_output_is_a_failure(self):
+        for command in (["version"], ["help"], ["info", self.tiny], ["complete", self.tiny, "a", "--max-tokens", "2"]):
+            with open("/dev/full", "wb") as full:
+                done = subprocess.run([harness.CLI, *command], stdout=full, stderr=subprocess.PIPE, check=False)
+            self.assertEqual((done.returncode, b"standard output" in done.stderr), (1, True), command)
+
+    def test_errors_are_one_line(self):
+        self.fails("a\nb", words=("a?b",))
+        self.fails("synth", self.path("x"), "--type", "a\nb", words=("a?b",))
+        self.fails("complete", self.tiny, b"\xff", words=("UTF-8",))
+
     def test_unknown_command(self):
         self.fails("dance", words=["no command dance", "mixtral help"])
 
