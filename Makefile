@@ -46,6 +46,8 @@ KERNEL := -O1 -fno-sanitize=all
 else
 KERNEL := $(if $(SAN),-O1,-O3)
 endif
+# -Wno-psabi: vectors are passed only within a file, all of one ABI.
+KERNEL += -Wno-psabi
 AVX2   := -mavx2 -mfma -mf16c
 AVX512 := $(AVX2) -mavx512f -mavx512bw -mavx512dq -mavx512vl
 $(OBJ)/core/math/kernels_%.o:          KERNEL_FLAGS = $(KERNEL)

@@ -70,10 +70,10 @@ void mx_attention_runs(mx_forward *f)
 
     f->n_runs = 0;
     for (int t = 0; t < f->n_tokens; t++) {
-        mx_query_run *run = &f->runs[f->n_runs - 1];
+        mx_query_run *run = f->n_runs > 0 ? &f->runs[f->n_runs - 1] : NULL;
         int sequence = f->batch->sequence[f->order[t]];
 
-        if (f->n_runs > 0 && run->n < most && f->batch->sequence[f->order[run->first]] == sequence)
+        if (run && run->n < most && f->batch->sequence[f->order[run->first]] == sequence)
             run->n++;
         else
             f->runs[f->n_runs++] = (mx_query_run){t, 1};

@@ -318,13 +318,13 @@ static bool waits_for_elder(const mx_scheduler *s, const mx_sequence *q)
 }
 
 /* As much of a history as the budget allows, in whole blocks unless it is the rest. */
-static int chunk_of(const mx_scheduler *s, mx_sequence *q, int budget)
+static int chunk_of(const mx_scheduler *s, const mx_sequence *q, int budget)
 {
     int rest = pending(q);
 
-    if (rest <= budget || rest == 0)
-        return waits_for_elder(s, q) ? 0 : rest;
-    return waits_for_elder(s, q) ? 0 : budget / MX_KV_SPAN * MX_KV_SPAN;
+    if (rest == 0 || waits_for_elder(s, q))
+        return 0;
+    return rest <= budget ? rest : budget / MX_KV_SPAN * MX_KV_SPAN;
 }
 
 /* Tokens for each running sequence: first one for each that makes tokens, then chunks of histories,

@@ -415,8 +415,10 @@ static int watch_listener(mx_server *server, int64_t now_ms)
     int fd = atomic_load(&server->listener);
 
     if (fd >= 0 && atomic_load(&server->draining)) {
-        close(fd); /* epoll forgets it */
+        if (server->listens) /* a supervisor's copy of the socket would keep epoll's registration */
+            epoll_ctl(server->epoll, EPOLL_CTL_DEL, fd, NULL);
         atomic_store(&server->listener, -1);
+        close(fd);
         server->listens = false;
     } else if (fd >= 0 && !server->listens) {
         if (now_ms < server->listen_again_ms)

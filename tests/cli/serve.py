@@ -145,6 +145,36 @@ class Serve(harness.Suite):
             self.ends(server)
             self.assertIn(b"closed", client.stderr.read())
 
+    def test_draining_leaves_an_inherited_socket_alone(self):
+        """Its maker's copy goes on taking connections into the backlog, which must not keep this engine busy."""
+        self.succeeds("synth", self.model, *harness.TINY[:-1], "1000000")
+        with socket.socket(socket.AF_UNIX) as listener, socket.socket(socket.AF_UNIX) as reader, \
+             socket.socket(socket.AF_UNIX) as late:
+            listener.bind(self.socket)
+            listener.listen()
+            fd = listener.fileno()
+            server = self.start("--grace-ms", "3000", "--kv-pool", "1G", target=("--listen-fd", str(fd)), pass_fds=(fd,))
+            reader.connect(self.socket)  # takes nothing, so that its stream is soon paused
+            request = {"op": "complete", "prompt": "a", "options": {"max_tokens": 900000, "ignore_eos": True}}
+            for kind, number, body in ((1, 0, {"protocol": 1, "version": "test"}), (REQUEST, 1, request)):
+                data = json.dumps(body).encode()
+                reader.sendall(struct.pack("<IBxxxI", len(data), kind, number) + data)
+            while self.cpu_seconds(server) - self.cpu_seconds(server, 0.2) != 0:
+                pass
+            server.terminate()
+            time.sleep(0.2)
+            late.connect(self.socket)
+            before = self.cpu_seconds(server)
+            self.assertLess(self.cpu_seconds(server, 1) - before, 0.3)
+            self.ends(server)
+
+    @staticmethod
+    def cpu_seconds(server, after=0):
+        time.sleep(after)
+        with open(f"/proc/{server.pid}/stat", encoding="ascii") as stat:
+            fields = stat.read().rsplit(")", 1)[1].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
     def test_the_lifelines_end_ends_it(self):
         read, write = os.pipe()
         server = self.start("--lifeline-fd", str(read), pass_fds=(read,))
