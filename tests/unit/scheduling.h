@@ -81,7 +81,7 @@ typedef struct {
 
 static const setup roomy = {.threads = 1, .blocks = 1000, .context = CONTEXT, .max_queue = 256};
 
-static mx_scheduler *open_scheduler(setup u)
+static mx_scheduler *open_scheduler_with(setup u, int max_step_ms)
 {
     mx_kv_shape shape = shape_of_model();
     mx_scheduler_options o = {
@@ -92,12 +92,18 @@ static mx_scheduler *open_scheduler(setup u)
         .context = u.context,
         .kv_pool_bytes = u.blocks * (int64_t)mx_kv_block_bytes(&shape),
         .max_queue = u.max_queue,
+        .max_step_ms = max_step_ms,
     };
     mx_scheduler *s;
     mx_error error;
 
     assert_int_equal(mx_scheduler_open(&o, &s, &error), MX_OK);
     return s;
+}
+
+static mx_scheduler *open_scheduler(setup u)
+{
+    return open_scheduler_with(u, 250);
 }
 
 /* ---- A listener: a sink that remembers --------------------------------------------------------------*/

@@ -443,6 +443,51 @@ static void paused_reader_makes_room(void **state)
     free(quick);
 }
 
+/* ---- Long prompts beside a stream -------------------------------------------------------------*/
+
+/* Steps of more than 128, and of more than 256 tokens, while an answer streams and a prompt of 960 is read. */
+static void read_beside_a_stream(int max_step_ms, int64_t *over_128, int64_t *over_256)
+{
+    request *stream = new_request(20, 900, 15), *long_one = new_request(960, 1, 16);
+    listener *a = new_listener(), *b = new_listener(), *alone = run_alone(roomy, stream);
+    mx_scheduler *s = open_scheduler_with(roomy, max_step_ms);
+
+    a->pause_at = 50;
+    set_paused(b, true);
+    submit(s, stream, a);
+    wait_for(a, 50);
+    submit(s, long_one, b);
+    set_paused(b, false);
+    set_paused(a, false); /* both are there now */
+    mx_scheduler_wake(s);
+    wait_for(b, 0);
+    wait_for(a, 0);
+    *over_128 = stats_of(s).batch[8];
+    *over_256 = stats_of(s).batch[9];
+    assert_same_answer(a, alone);
+    mx_scheduler_close(s);
+    free_listener(a);
+    free_listener(b);
+    free_listener(alone);
+    free(stream);
+    free(long_one);
+}
+
+static void steps_are_as_long_as_allowed(void **state)
+{
+    int64_t over_128, over_256;
+    (void)state;
+
+    read_beside_a_stream(60000, &over_128, &over_256);
+    assert_true(over_256 > 0);
+    for (int tries = 0; tries < 5; tries++) { /* a busy machine can make the stream's own steps look long */
+        read_beside_a_stream(0, &over_128, &over_256);
+        if (over_128 + over_256 == 0)
+            break;
+    }
+    assert_int_equal(over_128 + over_256, 0); /* no longer than two steps of the stream alone */
+}
+
 /* ---- Embeddings -------------------------------------------------------------------------------------*/
 
 static void embedding_is_a_unit_vector_in_any_company(void **state)
@@ -532,6 +577,7 @@ int main(void)
         cmocka_unit_test(full_queue_is_busy),
         cmocka_unit_test(paused_reader_gets_nothing_more),
         cmocka_unit_test(paused_reader_makes_room),
+        cmocka_unit_test(steps_are_as_long_as_allowed),
         cmocka_unit_test(embedding_is_a_unit_vector_in_any_company),
         cmocka_unit_test(idle_scheduler_uses_no_cpu),
     };
