@@ -213,11 +213,13 @@ is_named(const OptionsBuilder *builder, const char *name, size_t length)
 
 /* Those that mixtral_request_options sees to itself */
 static bool
-is_ours(const JsonbValue *key)
+is_ours(const OptionsBuilder *builder, const JsonbValue *key)
 {
-	static const char *const ours[] = {"max_tokens", "timeout_ms", "tenant"};
+	static const char *const ours[] = {"timeout_ms", "tenant", "max_tokens"};
+	bool		generates = builder->op == MIXTRAL_CHAT || builder->op == MIXTRAL_COMPLETE;
+	int			n = generates ? lengthof(ours) : lengthof(ours) - 1;
 
-	for (int i = 0; i < (int) lengthof(ours); i++)
+	for (int i = 0; i < n; i++)
 		if ((int) strlen(ours[i]) == key->val.string.len &&
 			memcmp(ours[i], key->val.string.val, key->val.string.len) == 0)
 			return true;
@@ -266,7 +268,7 @@ append_given_options(OptionsBuilder *builder)
 		if (token != WJB_KEY)
 			continue;
 		JsonbIteratorNext(&it, &value, true);
-		if (is_ours(&key) || is_named(builder, key.val.string.val, key.val.string.len))
+		if (is_ours(builder, &key) || is_named(builder, key.val.string.val, key.val.string.len))
 			continue;
 		begin_option(builder, key.val.string.val, key.val.string.len);
 		append_value(builder->out, &value);

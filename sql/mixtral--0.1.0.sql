@@ -3,52 +3,53 @@
 -- complain if script is sourced in psql, rather than via CREATE EXTENSION
 \echo Use "CREATE EXTENSION mixtral" to load this file. \quit
 
--- None of these is STRICT: an argument that is left out is NULL. All are VOLATILE, because they ask a model, and dear.
+-- None of these is STRICT: an argument that is left out is NULL. All are VOLATILE, because they ask a model, and dear, so that
+-- conditions that use them are looked at last (but not so dear that a few rows set the JIT compiler going).
 
 CREATE FUNCTION mixtral_chat(prompt text, options jsonb DEFAULT NULL, system text DEFAULT NULL,
     max_tokens int DEFAULT NULL, temperature float8 DEFAULT NULL, top_k int DEFAULT NULL, top_p float8 DEFAULT NULL,
     seed bigint DEFAULT NULL, stop text[] DEFAULT NULL, model text DEFAULT NULL)
 RETURNS text
-AS 'MODULE_PATHNAME', 'mixtral_chat' LANGUAGE C VOLATILE PARALLEL SAFE COST 1000000;
+AS 'MODULE_PATHNAME', 'mixtral_chat' LANGUAGE C VOLATILE PARALLEL SAFE COST 10000;
 
 CREATE FUNCTION mixtral_chat(messages jsonb, options jsonb DEFAULT NULL, system text DEFAULT NULL,
     max_tokens int DEFAULT NULL, temperature float8 DEFAULT NULL, top_k int DEFAULT NULL, top_p float8 DEFAULT NULL,
     seed bigint DEFAULT NULL, stop text[] DEFAULT NULL, model text DEFAULT NULL)
 RETURNS text
-AS 'MODULE_PATHNAME', 'mixtral_chat' LANGUAGE C VOLATILE PARALLEL SAFE COST 1000000;
+AS 'MODULE_PATHNAME', 'mixtral_chat' LANGUAGE C VOLATILE PARALLEL SAFE COST 10000;
 
 CREATE FUNCTION mixtral_complete(prompt text, options jsonb DEFAULT NULL,
     max_tokens int DEFAULT NULL, temperature float8 DEFAULT NULL, top_k int DEFAULT NULL, top_p float8 DEFAULT NULL,
     seed bigint DEFAULT NULL, stop text[] DEFAULT NULL, model text DEFAULT NULL)
 RETURNS text
-AS 'MODULE_PATHNAME', 'mixtral_complete' LANGUAGE C VOLATILE PARALLEL SAFE COST 1000000;
+AS 'MODULE_PATHNAME', 'mixtral_complete' LANGUAGE C VOLATILE PARALLEL SAFE COST 10000;
 
 CREATE FUNCTION mixtral_generate(prompt text, options jsonb DEFAULT NULL, system text DEFAULT NULL,
     max_tokens int DEFAULT NULL, temperature float8 DEFAULT NULL, top_k int DEFAULT NULL, top_p float8 DEFAULT NULL,
     seed bigint DEFAULT NULL, stop text[] DEFAULT NULL, model text DEFAULT NULL,
     OUT text text, OUT finish_reason text, OUT prompt_tokens int, OUT cached_tokens int, OUT completion_tokens int,
     OUT first_token_ms float8, OUT total_ms float8, OUT seed bigint, OUT model text, OUT choices jsonb)
-AS 'MODULE_PATHNAME', 'mixtral_generate' LANGUAGE C VOLATILE PARALLEL SAFE COST 1000000;
+AS 'MODULE_PATHNAME', 'mixtral_generate' LANGUAGE C VOLATILE PARALLEL SAFE COST 10000;
 
 CREATE FUNCTION mixtral_generate(messages jsonb, options jsonb DEFAULT NULL, system text DEFAULT NULL,
     max_tokens int DEFAULT NULL, temperature float8 DEFAULT NULL, top_k int DEFAULT NULL, top_p float8 DEFAULT NULL,
     seed bigint DEFAULT NULL, stop text[] DEFAULT NULL, model text DEFAULT NULL,
     OUT text text, OUT finish_reason text, OUT prompt_tokens int, OUT cached_tokens int, OUT completion_tokens int,
     OUT first_token_ms float8, OUT total_ms float8, OUT seed bigint, OUT model text, OUT choices jsonb)
-AS 'MODULE_PATHNAME', 'mixtral_generate' LANGUAGE C VOLATILE PARALLEL SAFE COST 1000000;
+AS 'MODULE_PATHNAME', 'mixtral_generate' LANGUAGE C VOLATILE PARALLEL SAFE COST 10000;
 
 -- In the select list (SELECT mixtral_stream('...')) a row comes as soon as the piece is made. In FROM nothing streams.
 CREATE FUNCTION mixtral_stream(prompt text, options jsonb DEFAULT NULL, system text DEFAULT NULL,
     max_tokens int DEFAULT NULL, temperature float8 DEFAULT NULL, top_k int DEFAULT NULL, top_p float8 DEFAULT NULL,
     seed bigint DEFAULT NULL, stop text[] DEFAULT NULL, model text DEFAULT NULL)
 RETURNS SETOF text
-AS 'MODULE_PATHNAME', 'mixtral_stream' LANGUAGE C VOLATILE PARALLEL SAFE COST 1000000 ROWS 100;
+AS 'MODULE_PATHNAME', 'mixtral_stream' LANGUAGE C VOLATILE PARALLEL SAFE COST 10000 ROWS 100;
 
 CREATE FUNCTION mixtral_stream(messages jsonb, options jsonb DEFAULT NULL, system text DEFAULT NULL,
     max_tokens int DEFAULT NULL, temperature float8 DEFAULT NULL, top_k int DEFAULT NULL, top_p float8 DEFAULT NULL,
     seed bigint DEFAULT NULL, stop text[] DEFAULT NULL, model text DEFAULT NULL)
 RETURNS SETOF text
-AS 'MODULE_PATHNAME', 'mixtral_stream' LANGUAGE C VOLATILE PARALLEL SAFE COST 1000000 ROWS 100;
+AS 'MODULE_PATHNAME', 'mixtral_stream' LANGUAGE C VOLATILE PARALLEL SAFE COST 10000 ROWS 100;
 
 -- A row for each prompt, in their order. error says why there is no text: too long, or out of time.
 CREATE FUNCTION mixtral_chat_batch(prompts text[], options jsonb DEFAULT NULL, system text DEFAULT NULL,
@@ -56,29 +57,29 @@ CREATE FUNCTION mixtral_chat_batch(prompts text[], options jsonb DEFAULT NULL, s
     seed bigint DEFAULT NULL, stop text[] DEFAULT NULL, model text DEFAULT NULL)
 RETURNS TABLE(ordinal int, error text, text text, finish_reason text, prompt_tokens int, cached_tokens int,
     completion_tokens int, first_token_ms float8, total_ms float8, seed bigint, model text, choices jsonb)
-AS 'MODULE_PATHNAME', 'mixtral_chat_batch' LANGUAGE C VOLATILE PARALLEL SAFE COST 1000000 ROWS 100;
+AS 'MODULE_PATHNAME', 'mixtral_chat_batch' LANGUAGE C VOLATILE PARALLEL SAFE COST 10000 ROWS 100;
 
 -- A vector of length 1.
 CREATE FUNCTION mixtral_embed(input text, options jsonb DEFAULT NULL)
 RETURNS real[]
-AS 'MODULE_PATHNAME', 'mixtral_embed' LANGUAGE C VOLATILE PARALLEL SAFE COST 100000;
+AS 'MODULE_PATHNAME', 'mixtral_embed' LANGUAGE C VOLATILE PARALLEL SAFE COST 5000;
 
 CREATE FUNCTION mixtral_tokenize(input text, options jsonb DEFAULT NULL)
 RETURNS int[]
-AS 'MODULE_PATHNAME', 'mixtral_tokenize' LANGUAGE C VOLATILE PARALLEL SAFE COST 10000;
+AS 'MODULE_PATHNAME', 'mixtral_tokenize' LANGUAGE C VOLATILE PARALLEL SAFE COST 1000;
 
 CREATE FUNCTION mixtral_detokenize(tokens int[], options jsonb DEFAULT NULL)
 RETURNS text
-AS 'MODULE_PATHNAME', 'mixtral_detokenize' LANGUAGE C VOLATILE PARALLEL SAFE COST 10000;
+AS 'MODULE_PATHNAME', 'mixtral_detokenize' LANGUAGE C VOLATILE PARALLEL SAFE COST 1000;
 
 CREATE FUNCTION mixtral_token_count(input text, options jsonb DEFAULT NULL)
 RETURNS int
-AS 'MODULE_PATHNAME', 'mixtral_token_count' LANGUAGE C VOLATILE PARALLEL SAFE COST 10000;
+AS 'MODULE_PATHNAME', 'mixtral_token_count' LANGUAGE C VOLATILE PARALLEL SAFE COST 1000;
 
 -- Pieces of at most size tokens; start and end count bytes of the text in UTF-8.
 CREATE FUNCTION mixtral_chunks(input text, size int, overlap int DEFAULT 0, options jsonb DEFAULT NULL)
 RETURNS TABLE(text text, start int, "end" int, tokens int)
-AS 'MODULE_PATHNAME', 'mixtral_chunks' LANGUAGE C VOLATILE PARALLEL SAFE COST 10000 ROWS 10;
+AS 'MODULE_PATHNAME', 'mixtral_chunks' LANGUAGE C VOLATILE PARALLEL SAFE COST 1000 ROWS 10;
 
 CREATE FUNCTION mixtral_version()
 RETURNS text
@@ -89,21 +90,21 @@ AS 'MODULE_PATHNAME', 'mixtral_version' LANGUAGE C IMMUTABLE PARALLEL SAFE;
 CREATE FUNCTION mixtral_models()
 RETURNS TABLE(name text, architecture text, n_layers int, dim int, n_experts int, n_experts_used int, n_vocab int,
     context int, weight_bytes bigint, identity text, template text)
-AS 'MODULE_PATHNAME', 'mixtral_models' LANGUAGE C VOLATILE PARALLEL SAFE COST 1000 ROWS 1;
+AS 'MODULE_PATHNAME', 'mixtral_models' LANGUAGE C VOLATILE PARALLEL SAFE COST 100 ROWS 1;
 
 CREATE FUNCTION mixtral_stats()
 RETURNS jsonb
-AS 'MODULE_PATHNAME', 'mixtral_stats' LANGUAGE C VOLATILE PARALLEL SAFE COST 1000;
+AS 'MODULE_PATHNAME', 'mixtral_stats' LANGUAGE C VOLATILE PARALLEL SAFE COST 100;
 
 CREATE FUNCTION mixtral_engine(OUT state text, OUT worker_pid int, OUT engine_pid int, OUT model text,
     OUT wanted_model text, OUT started float8, OUT serving_since float8, OUT starts bigint, OUT retired int,
     OUT retry_at float8, OUT last_error text, OUT last_error_at float8)
-AS 'MODULE_PATHNAME', 'mixtral_engine' LANGUAGE C VOLATILE PARALLEL SAFE COST 1000;
+AS 'MODULE_PATHNAME', 'mixtral_engine' LANGUAGE C VOLATILE PARALLEL SAFE COST 100;
 
 CREATE FUNCTION mixtral_activity()
 RETURNS TABLE(pid int, backend_start timestamptz, role oid, function text, state text, requests int, tokens bigint,
     since timestamptz)
-AS 'MODULE_PATHNAME', 'mixtral_activity' LANGUAGE C VOLATILE PARALLEL RESTRICTED COST 1000 ROWS 10;
+AS 'MODULE_PATHNAME', 'mixtral_activity' LANGUAGE C VOLATILE PARALLEL RESTRICTED COST 100 ROWS 10;
 
 CREATE VIEW mixtral_models AS
     SELECT * FROM mixtral_models();

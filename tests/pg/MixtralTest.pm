@@ -75,7 +75,8 @@ sub engines
 		my $pid = $folder =~ s,.*/,,r;
 		push @pids, $pid if $cwd eq $node->data_dir && $line =~ /^\S*mixtral\0serve\0/ && is_alive($pid);
 	}
-	return sort { $a <=> $b } @pids;
+	@pids = sort { $a <=> $b } @pids;
+	return @pids;
 }
 
 sub engine_of { return $_[0]->safe_psql('postgres', 'SELECT engine_pid FROM mixtral_stat_engine'); }
@@ -93,9 +94,9 @@ sub idle_engine
 sub begin_psql
 {
 	my ($node, $sql, %params) = @_;
-	my $run = { in => $sql, out => '', err => '' };
-	my @command = ('psql', '-XAtq', '-d', $node->connstr($params{database} // 'postgres'), @{ $params{extra} // [] });
-	$run->{handle} = IPC::Run::start(\@command, '<', \$run->{in}, '>', \$run->{out}, '2>', \$run->{err},
+	my $run = { out => '', err => '' };
+	my @command = ('psql', '-XAtq', '-d', $node->connstr($params{database} // 'postgres'), @{ $params{extra} // [] }, '-c', $sql);
+	$run->{handle} = IPC::Run::start(\@command, '<', '/dev/null', '>', \$run->{out}, '2>', \$run->{err},
 		IPC::Run::timeout($PostgreSQL::Test::Utils::timeout_default));
 	return $run;
 }

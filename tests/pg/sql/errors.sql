@@ -40,7 +40,7 @@ SELECT outcome($$SELECT mixtral_detokenize('{-1}')$$);
 SELECT outcome($$SELECT count(*) FROM mixtral_chunks('hi', 0)$$);
 SELECT outcome($$SELECT count(*) FROM mixtral_chunks('hi', 4, 4)$$);
 SELECT outcome($$SELECT count(*) FROM mixtral_chunks('hi', NULL)$$);
-SELECT outcome($$SELECT mixtral_chat(repeat('long ', 3000))$$) ~ '^54000 \| prompt: \d+ tokens and one to come do not fit in the context of 1024$';
+SELECT regexp_replace(outcome($$SELECT mixtral_chat(repeat('long ', 3000))$$), '\d{4,}', 'N', 'g');
 SELECT outcome($$SELECT mixtral_chat(repeat('x', 17 * 1024 * 1024))$$) ~ '^54000 \| the request has \d+ bytes; at most 16777216 go over the socket$';
 SELECT outcome($$SELECT mixtral_chat_batch(ARRAY['hi'], '{"nonsense": 1}')$$);
 
