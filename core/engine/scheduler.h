@@ -11,6 +11,7 @@
 #include "../model/tokenizer.h"
 #include "forward.h"
 #include "sampler.h"
+#include "tenants.h"
 
 typedef struct mx_scheduler mx_scheduler;
 typedef struct mx_request mx_request;
@@ -55,6 +56,7 @@ typedef struct { /* what a request asks for; mx_scheduler_submit copies everythi
     const uint8_t *classes;     /* [n_tokens] mx_token_class */
     size_t n_tokens;
     const char *tenant;         /* whose blocks it may share; NULL: "" */
+    mx_tenant *account;         /* what its tokens are taken from, until `end`; NULL: they are not counted */
     bool cache;                 /* takes blocks that are computed already, and leaves its own to be found */
     mx_sampling sampling;
     int n;                      /* choices, 1 .. MX_CHOICES_MAX */
@@ -98,6 +100,7 @@ void mx_scheduler_cancel(mx_scheduler *scheduler, uint64_t handle);
 void mx_scheduler_wake(mx_scheduler *scheduler); /* a paused sink may go on */
 
 #define MX_BATCH_BUCKETS 10
+#define MX_TIME_BUCKETS 17
 
 typedef struct { /* a snapshot; never waits for computation */
     int64_t requests_running, requests_waiting, requests_done, requests_failed;
@@ -105,6 +108,8 @@ typedef struct { /* a snapshot; never waits for computation */
     int64_t prompt_tokens, cached_tokens, completion_tokens, preemptions, steps;
     int64_t batch[MX_BATCH_BUCKETS]; /* steps of 1, 2, 3-4, 5-8, ... tokens */
     int64_t first_tokens, queue_us, first_token_us; /* requests that had one, and their times in all, from arrival */
+    int64_t queue_times[MX_TIME_BUCKETS], first_token_times[MX_TIME_BUCKETS]; /* of them up to 1, 2, 4, ... 32,768 ms, and longer */
+    int64_t weight_bytes, kv_bytes; /* mapped, of the model's file; reserved for the pool, of which what was used once is memory */
 } mx_scheduler_stats;
 
 void mx_scheduler_get_stats(const mx_scheduler *scheduler, mx_scheduler_stats *stats);

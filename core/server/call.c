@@ -192,6 +192,13 @@ void mx_call_release(mx_call *call)
     free(call);
 }
 
+/* Before the last frame goes out: the client's next request may follow at once. */
+static void leave_tenant(mx_call *call)
+{
+    mx_tenant_leave(call->account);
+    call->account = NULL;
+}
+
 void mx_call_error(mx_call *call, const mx_error *error)
 {
     mx_channel *channel = call->channel;
@@ -200,6 +207,7 @@ void mx_call_error(mx_call *call, const mx_error *error)
     size_t bytes = 0;
     char *text = NULL;
 
+    leave_tenant(call);
     if (error->status == MX_CANCELLED) {
         pthread_mutex_lock(&channel->lock);
         if (call->cancel_error.status != MX_OK)
@@ -220,6 +228,7 @@ void mx_call_result(mx_call *call, json_t *result)
     char *text = result ? mx_json_dump(result, &bytes) : NULL;
 
     json_decref(result);
+    leave_tenant(call);
     if (!text || send_text(call->channel, call, MX_FRAME_RESULT, call->id, text, bytes, &error) != MX_OK)
         mx_call_error(call, &error);
 }
@@ -266,7 +275,7 @@ static void sink_end(void *arg, const mx_outcome *outcome, const mx_error *error
     if (error)
         mx_call_error(call, error);
     else
-        mx_call_result(call, mx_result_of_outcome(outcome, call->tokenizer, call->model_name));
+        mx_call_result(call, mx_result_of_outcome(outcome, call->query.served->tokenizer, call->query.served->name));
     mx_call_release(call);
 }
 

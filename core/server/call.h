@@ -56,8 +56,7 @@ struct mx_call {
     atomic_int references;  /* whoever works on it */
     atomic_bool cancelled;  /* read while tokenising */
     int64_t arrived_ns;
-    const char *model_name; /* for its result, with the tokenizer */
-    const mx_tokenizer *tokenizer;
+    mx_tenant *account;     /* until it ends; NULL: its tenant has no limits */
 
     /* under the channel's lock */
     mx_call *next;          /* in channel->calls */

@@ -354,9 +354,11 @@ json_t *mx_json_text(const char *text, size_t bytes)
 
 json_t *mx_json_of_error(const mx_error *error)
 {
-    return json_pack("{s:s, s:o, s:o}", "status", mx_status_name(error->status), "field",
+    json_t *retry = error->retry_after_ms > 0 ? json_integer(error->retry_after_ms) : NULL;
+
+    return json_pack("{s:s, s:o, s:o, s:o*}", "status", mx_status_name(error->status), "field",
                      mx_json_text(error->field, strlen(error->field)), "text",
-                     mx_json_text(error->text, strlen(error->text)));
+                     mx_json_text(error->text, strlen(error->text)), "retry_after_ms", retry);
 }
 
 void mx_json_to_error(const json_t *json, mx_error *error)
@@ -364,6 +366,7 @@ void mx_json_to_error(const json_t *json, mx_error *error)
     const char *name = json_string_value(json_object_get(json, "status"));
     const char *field = json_string_value(json_object_get(json, "field"));
     const char *text = json_string_value(json_object_get(json, "text"));
+    json_int_t retry_ms = json_integer_value(json_object_get(json, "retry_after_ms"));
     mx_status status = MX_INTERNAL;
 
     for (int i = MX_BUSY; name && i <= MX_INTERNAL; i++) {
@@ -371,4 +374,5 @@ void mx_json_to_error(const json_t *json, mx_error *error)
             status = (mx_status)i;
     }
     mx_fail(error, status, field, "%s", text ? text : "an error without a text");
+    error->retry_after_ms = retry_ms > 0 ? retry_ms : 0;
 }

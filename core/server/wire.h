@@ -31,7 +31,7 @@ typedef enum {
     MX_FRAME_CANCEL,    /* client   no body */
     MX_FRAME_PIECE,     /* server   {"choice", "text"} */
     MX_FRAME_RESULT,    /* server   see mx_client_request */
-    MX_FRAME_ERROR      /* server   {"status", "field", "text"} */
+    MX_FRAME_ERROR      /* server   {"status", "field", "text", "retry_after_ms"?} */
 } mx_frame_type;
 
 typedef enum { MX_FROM_CLIENT = 1, MX_FROM_SERVER = 2 } mx_sender;

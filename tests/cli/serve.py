@@ -101,6 +101,43 @@ class Serve(harness.Suite):
         request["options"] = {"max_tokens": 4, "seed": 1, "cache": False}
         self.assertEqual(ask(self.socket, request)["cached_tokens"], 0)
 
+    def test_several_models_in_one_engine(self):
+        other = self.model.replace("tiny", "other")
+        self.succeeds("synth", other, *harness.TINY, "--seed", "7")
+        self.start("--context", "256", "--name", "a", "--model", other, "--name", "b", "--kv-pool", "1M", "--threads", "1")
+        options = {"max_tokens": 12, "temperature": 0, "ignore_eos": True}
+        for name, path in (("a", self.model), ("b", other)):
+            flags = ("--max-tokens", "12", "--temperature", "0", "--option", "ignore_eos=true")
+            alone = self.succeeds("complete", path, "one two three", *flags)
+            text = ask(self.socket, {"op": "complete", "prompt": "one two three", "options": dict(options, model=name)})
+            self.assertEqual(text["text"].strip(), alone.strip())
+            self.assertEqual(text["model"], name)
+        self.assertEqual(ask(self.socket, {"op": "complete", "prompt": "one", "options": {"max_tokens": 1}})["model"], "a")
+        models = ask(self.socket, {"op": "models"})["models"]
+        self.assertEqual([(m["name"], m["context"] == 256) for m in models], [("a", True), ("b", False)])
+        stats = self.stats()
+        self.assertEqual([m["requests_done"] for m in stats["models"]], [2, 1])
+        self.assertEqual(stats["requests_done"], 3)
+        of_b = ask(self.socket, {"op": "stats", "options": {"model": "b"}})
+        self.assertEqual((of_b["name"], of_b["requests_done"]), ("b", 1))
+        self.assertLessEqual(of_b["kv_bytes"], 1 << 20)
+        self.assertEqual(stats["kv_bytes"], sum(m["kv_bytes"] for m in stats["models"]))
+        self.assertIn("not open here", ask(self.socket, {"op": "stats", "options": {"model": "c"}})["text"])
+
+    def test_names_of_models_differ(self):
+        self.fails("serve", "--model", self.model, "--model", self.model, "--socket", self.socket,
+                   words=["a model named synthetic is open already"])
+
+    def test_tenants_have_limits(self):
+        self.start("--tenant-tokens-per-minute", "50", "--tenant-requests", "1")
+        request = {"op": "complete", "prompt": "one", "options": {"max_tokens": 60, "ignore_eos": True}}
+        self.assertEqual(ask(self.socket, request)["completion_tokens"], 60)
+        refused = ask(self.socket, request)
+        self.assertEqual((refused["status"], refused["field"]), ("busy", "tenant_tokens_per_minute"))
+        self.assertGreater(refused["retry_after_ms"], 5000)
+        request["options"]["tenant"] = "other"
+        self.assertEqual(ask(self.socket, request)["completion_tokens"], 60)
+
     def test_the_sockets_mode_says_who_connects(self):
         self.start()
         self.assertEqual(os.stat(self.socket).st_mode & 0o777, 0o600)
