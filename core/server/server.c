@@ -132,11 +132,8 @@ static mx_status take_request(mx_server *server, connection *c, const mx_frame *
     json_t *json = mx_json_parse(frame->body, frame->body_bytes, error);
     mx_call *call = NULL;
     mx_query query;
-    mx_status status;
+    mx_status status = json ? mx_query_parse(json, &server->limits, &query, error) : error->status;
 
-    if (!json)
-        return MX_CORRUPT;
-    status = mx_query_parse(json, &server->limits, &query, error);
     if (status == MX_OK) {
         status = check_tenant(c, &query, error);
         if (status == MX_OK && atomic_load(&server->draining) && query.op != MX_OP_STATS)
