@@ -195,8 +195,14 @@ json_t *mx_result_stats(const mx_scheduler_stats *stats)
         }
     }
     batch = json_array();
-    for (int i = 0; i < MX_BATCH_BUCKETS && batch; i++)
-        json_array_append_new(batch, json_pack("{s:i, s:I}", "tokens", 1 << i, "steps", (json_int_t)stats->batch[i]));
-    json_object_set_new(object, "batch", batch);
-    return object;
+    for (int i = 0; i < MX_BATCH_BUCKETS; i++) {
+        if (json_array_append_new(batch, json_pack("{s:i, s:I}", "tokens", 1 << i, "steps", (json_int_t)stats->batch[i])) != 0) {
+            json_decref(batch);
+            batch = NULL;
+        }
+    }
+    if (json_object_set_new(object, "batch", batch) == 0)
+        return object;
+    json_decref(object);
+    return NULL;
 }
