@@ -233,13 +233,32 @@ mx_status mx_hello_check(const mx_frame *frame, mx_error *error)
 
 /* ---- JSON ---- */
 
+typedef struct {
+    mx_buffer out;
+    bool failed; /* Jansson goes on after a key that it could not write */
+} dump;
+
+static int dump_more(const char *text, size_t bytes, void *arg)
+{
+    dump *d = arg;
+
+    d->failed = d->failed || mx_buffer_append(&d->out, text, bytes, NULL) != MX_OK;
+    return d->failed ? -1 : 0;
+}
+
 char *mx_json_dump(const json_t *json, size_t *bytes)
 {
     /* nine digits tell any two float32 apart */
-    char *text = json_dumps(json, JSON_COMPACT | JSON_ENCODE_ANY | JSON_REAL_PRECISION(9));
+    const size_t flags = JSON_COMPACT | JSON_ENCODE_ANY | JSON_REAL_PRECISION(9);
+    dump d = {0};
 
-    *bytes = text ? strlen(text) : 0;
-    return text;
+    *bytes = 0;
+    if (json_dump_callback(json, dump_more, &d, flags) != 0 || dump_more("", 1, &d) != 0 || d.failed) {
+        mx_buffer_free(&d.out);
+        return NULL;
+    }
+    *bytes = mx_buffer_bytes(&d.out) - 1;
+    return d.out.data;
 }
 
 /* Source: Unicode 15, table 3-7. */
