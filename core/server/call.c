@@ -60,7 +60,7 @@ static bool queue_frame(mx_channel *channel, mx_frame_type type, uint32_t id, co
 {
     mx_status status = MX_OK;
 
-    if (channel->closed)
+    if (channel->closed || channel->broken) /* nothing may follow what was lost */
         return true;
     if (mx_buffer_bytes(&channel->out) > MX_UNSENT_MAX)
         channel->broken = true;
