@@ -104,11 +104,6 @@ static void cancel_calls(mx_server *server, connection *c, uint32_t id, const mx
 
 /* ---- Requests ---- */
 
-static void answer_error(connection *c, uint32_t id, const mx_error *error)
-{
-    mx_channel_send(c->channel, MX_FRAME_ERROR, id, mx_json_of_error(error));
-}
-
 static void answer_stats(mx_server *server, mx_call *call)
 {
     mx_scheduler_stats stats;
@@ -146,7 +141,7 @@ static mx_status take_request(mx_server *server, connection *c, const mx_frame *
     if (status == MX_CORRUPT)
         return status;
     if (status != MX_OK) {
-        answer_error(c, frame->id, error);
+        mx_channel_error(c->channel, frame->id, error);
         return status;
     }
     call->model_name = server->options.model_name;
@@ -224,7 +219,7 @@ static void read_connection(mx_server *server, connection *c)
     if (status == MX_OK || status == MX_AGAIN)
         return;
     if (status != MX_UNAVAILABLE) {
-        answer_error(c, 0, &error);
+        mx_channel_error(c->channel, 0, &error);
         server_log(server, MX_LOG_WARNING, error.text);
     }
     c->dead = true;
