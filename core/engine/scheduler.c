@@ -511,8 +511,8 @@ static void send_piece(const mx_sequence *q, const mx_piece *piece)
 {
     const mx_sink *sink = &q->request->sink;
 
-    if (piece->bytes > 0)
-        sink->piece(sink->arg, q->choice, piece->text, piece->bytes);
+    if (piece->bytes > 0 && !sink->piece(sink->arg, q->choice, piece->text, piece->bytes))
+        mx_fail(&q->request->failure, MX_NOMEM, NULL, "out of memory for a piece of the answer");
 }
 
 static void finish_choice(mx_scheduler *s, mx_sequence *q, mx_finish finish)

@@ -44,7 +44,8 @@ typedef struct {
 
 /* Where a request's output goes. Called on the scheduler's thread, never after `end`; must not block. */
 typedef struct {
-    void (*piece)(void *arg, int choice, const char *text, size_t bytes); /* whole UTF-8 characters */
+    /* Whole UTF-8 characters. False: there is no memory for them, and the request fails. */
+    bool (*piece)(void *arg, int choice, const char *text, size_t bytes);
     void (*end)(void *arg, const mx_outcome *outcome, const mx_error *error); /* exactly one of the two is not NULL; once, last */
     bool (*paused)(void *arg); /* true: the reader is behind; make no further tokens for now */
     void *arg;

@@ -103,11 +103,6 @@ static void cancel_calls(mx_server *server, connection *c, uint32_t id, const mx
 
 /* ---- Requests ---- */
 
-static void answer_error(connection *c, uint32_t id, const mx_error *error)
-{
-    mx_channel_send(c->channel, MX_FRAME_ERROR, id, mx_json_of_error(error));
-}
-
 /* The tenant of a request is what the peer names, if it may, or the peer itself; likewise its limits. */
 static mx_status check_tenant(const connection *c, const mx_query *query, mx_error *error)
 {
@@ -155,11 +150,8 @@ static mx_status take_request(mx_server *server, connection *c, const mx_frame *
     json_t *json = mx_json_parse(frame->body, frame->body_bytes, error);
     mx_call *call = NULL;
     mx_query query;
-    mx_status status;
+    mx_status status = json ? mx_query_parse(json, server->options.models, &query, error) : error->status;
 
-    if (!json)
-        return MX_CORRUPT;
-    status = mx_query_parse(json, server->options.models, &query, error);
     if (status == MX_OK) {
         status = check_tenant(c, &query, error);
         if (status == MX_OK && atomic_load(&server->draining) && !is_inquiry(&query))
@@ -172,7 +164,7 @@ static mx_status take_request(mx_server *server, connection *c, const mx_frame *
     if (status == MX_CORRUPT)
         return status;
     if (status != MX_OK) {
-        answer_error(c, frame->id, error);
+        mx_channel_error(c->channel, frame->id, error);
         return status;
     }
     call->queue_bytes = frame->body_bytes;
@@ -247,7 +239,7 @@ static void read_connection(mx_server *server, connection *c)
     if (status == MX_OK || status == MX_AGAIN)
         return;
     if (status != MX_UNAVAILABLE) {
-        answer_error(c, 0, &error);
+        mx_channel_error(c->channel, 0, &error);
         server_log(server, MX_LOG_WARNING, error.text);
     }
     c->dead = true;

@@ -4,25 +4,15 @@ import json
 import os
 import signal
 import socket
-import struct
 import subprocess
 import tempfile
 import time
 
 import harness
+import peer
+from peer import ask
 
-REQUEST = 2
 LONG = ("--max-tokens", "400", "--option", "ignore_eos=true", "--temperature", "0")
-
-
-def receive(peer, size):
-    data = b""
-    while len(data) < size:
-        got = peer.recv(size - len(data))
-        if not got:
-            raise EOFError
-        data += got
-    return data
 
 
 def ask_as(uid, path, request):
@@ -41,19 +31,6 @@ def ask_as(uid, path, request):
         text = answer.read()
     os.waitpid(child, 0)
     return json.loads(text)
-
-
-def ask(path, request):
-    with socket.socket(socket.AF_UNIX) as peer:
-        peer.connect(path)
-        for kind, number, body in ((1, 0, {"protocol": 1, "version": "test"}), (REQUEST, 7, request)):
-            data = json.dumps(body).encode()
-            peer.sendall(struct.pack("<IBxxxI", len(data), kind, number) + data)
-        while True:
-            size, kind, _ = struct.unpack("<IBxxxI", receive(peer, 12))
-            body = json.loads(receive(peer, size))
-            if kind in (5, 6):
-                return body
 
 
 class Serve(harness.Suite):
@@ -185,17 +162,14 @@ class Serve(harness.Suite):
     def test_draining_leaves_an_inherited_socket_alone(self):
         """Its maker's copy goes on taking connections into the backlog, which must not keep this engine busy."""
         self.succeeds("synth", self.model, *harness.TINY[:-1], "1000000")
-        with socket.socket(socket.AF_UNIX) as listener, socket.socket(socket.AF_UNIX) as reader, \
-             socket.socket(socket.AF_UNIX) as late:
+        with socket.socket(socket.AF_UNIX) as listener, socket.socket(socket.AF_UNIX) as late:
             listener.bind(self.socket)
             listener.listen()
             fd = listener.fileno()
             server = self.start("--grace-ms", "3000", "--kv-pool", "1G", target=("--listen-fd", str(fd)), pass_fds=(fd,))
-            reader.connect(self.socket)  # takes nothing, so that its stream is soon paused
-            request = {"op": "complete", "prompt": "a", "options": {"max_tokens": 900000, "ignore_eos": True}}
-            for kind, number, body in ((1, 0, {"protocol": 1, "version": "test"}), (REQUEST, 1, request)):
-                data = json.dumps(body).encode()
-                reader.sendall(struct.pack("<IBxxxI", len(data), kind, number) + data)
+            reader = peer.Peer(self.socket)  # takes nothing, so that its stream is soon paused
+            self.addCleanup(reader.socket.close)
+            reader.send(1, {"op": "complete", "prompt": "a", "options": {"max_tokens": 900000, "ignore_eos": True}})
             while self.cpu_seconds(server) - self.cpu_seconds(server, 0.2) != 0:
                 pass
             server.terminate()
