@@ -70,7 +70,7 @@ struct mx_scheduler {
     mx_request *active;             /* oldest first; its thread reads it without the lock */
     uint64_t last_handle;
     bool started, roused;
-    atomic_bool stopping; /* also read between layers */
+    atomic_bool stopping; /* also read during a step */
     pthread_t thread;
 
     /* The scheduler's thread's. */
@@ -425,7 +425,7 @@ static int fill_batch(mx_scheduler *s)
     return n;
 }
 
-/* Asked between layers: true if nobody wants any of the step's results. */
+/* Asked during a step: true if nobody wants any of the step's results. */
 static bool is_abandoned(void *arg)
 {
     mx_scheduler *s = arg;

@@ -95,7 +95,7 @@ void mx_scheduler_close(mx_scheduler *scheduler);
  * MX_TOO_LARGE at once, with the numbers, when prompt and one token exceed the context or the pool; MX_BUSY when the queue is full. */
 mx_status mx_scheduler_submit(mx_scheduler *scheduler, const mx_request_spec *spec, uint64_t *handle, mx_error *error);
 
-/* The request ends with MX_CANCELLED at the end of the running step (between layers, when nobody wants any of its results).
+/* The request ends with MX_CANCELLED at the end of the running step (in its midst, when nobody wants any of its results).
  * A handle that has ended is ignored. */
 void mx_scheduler_cancel(mx_scheduler *scheduler, uint64_t handle);
 void mx_scheduler_wake(mx_scheduler *scheduler); /* a paused sink may go on */
