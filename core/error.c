@@ -89,3 +89,10 @@ mx_status mx_fail(mx_error *error, mx_status status, const char *field, const ch
     *error = e;
     return status;
 }
+
+mx_status mx_retry_after(mx_error *error, int64_t ms)
+{
+    if (error)
+        error->retry_after_ms = ms;
+    return MX_BUSY;
+}

@@ -16,6 +16,9 @@
 mx_status mx_fail(mx_error *error, mx_status status, const char *field, const char *format, ...)
     __attribute__((format(printf, 4, 5)));
 
+/* Adds the time to an MX_BUSY error, which it returns. */
+mx_status mx_retry_after(mx_error *error, int64_t ms);
+
 /* Makes `text` one line of valid UTF-8, in place: other bytes and control characters become '?'. `was_cut`: a character
  * that is not whole at the end goes. */
 void mx_line_clean(char *text, int was_cut);

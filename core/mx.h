@@ -1,7 +1,7 @@
 /*
  * mx.h: the public interface of mixtral's core, and the only header a host includes.
  *
- * An engine holds one model: weights, KV pool, scheduler and their threads. There is one way to talk to it: a stream
+ * An engine holds one or more models, each with weights, KV pool, scheduler and threads. There is one way to talk to it: a stream
  * socket. A host opens a client on a socket's descriptor, sends a request and reads events; it waits on the
  * descriptor in its own idiom (poll, WaitLatchOrSocket, an event loop), so that every wait can be cancelled.
  *
@@ -43,7 +43,7 @@ extern "C" {
 typedef enum {
     MX_OK = 0,
     MX_AGAIN,       /* nothing yet: wait for the descriptor */
-    MX_BUSY,        /* the queue is full: try later */
+    MX_BUSY,        /* the queue is full, or a limit is reached: try again later */
     MX_NOMEM,       /* out of memory */
     MX_INVALID,     /* a request, option or argument is wrong */
     MX_NOT_FOUND,   /* no such file, model, key or tensor */
@@ -64,9 +64,10 @@ typedef struct {
     mx_status status;
     char field[64]; /* the option, key or tensor at fault; "" if none */
     char text[512]; /* one line: what was expected, what came, where */
+    int64_t retry_after_ms; /* MX_BUSY: when it may be worth another try; 0: not known */
 } mx_error;
 
-/* ---- Engine: one model, its threads and its memory --------------------------------------------------------------- */
+/* ---- Engine: models, their threads and their memory -------------------------------------------------------------- */
 
 typedef struct mx_engine mx_engine;
 
@@ -80,6 +81,8 @@ typedef struct {
     int max_queue;            /* requests waiting before MX_BUSY; 0: 256 */
     int max_step_ms;          /* between two pieces of an answer while others' prompts are read (or two passes over the weights,
                                  where that is longer); 0: 250 */
+    int tenant_requests;      /* of a tenant at a time, before MX_BUSY; 0: no limit */
+    int64_t tenant_tokens_per_minute; /* that a tenant may have read and made, before MX_BUSY; 0: no limit */
     int stall_timeout_ms;     /* a reader that takes nothing for so long loses its request; 0: 60,000 */
     const char *kernels;      /* "scalar", "avx2", "avx512"; NULL: the best this machine runs */
     const char *name;         /* what requests call the model; NULL: general.name, or the file's base name */
@@ -93,6 +96,13 @@ typedef struct {
  * Errors: MX_NOT_FOUND, MX_CORRUPT, MX_INVALID (an option, or a model that is not built), MX_NOMEM, MX_IO.
  */
 mx_status mx_engine_open(const char *path, const mx_engine_options *options, mx_engine **engine, mx_error *error);
+
+/*
+ * Another model in the same engine, with its own KV pool and compute threads; requests name it (option `model`; without it they
+ * get the first one). Limits of tenants, stall_timeout_ms and log are the engine's, and not looked at here. Any thread, also while
+ * requests run. Errors as mx_engine_open's; MX_INVALID too when the name is taken, MX_BUSY when 16 models are open.
+ */
+mx_status mx_engine_add(mx_engine *engine, const char *path, const mx_engine_options *options, mx_error *error);
 
 /* A new connection: *fd is the client's end of a socket pair, for mx_client_open. Any thread. */
 mx_status mx_engine_connect(mx_engine *engine, int *fd, mx_error *error);

@@ -79,9 +79,18 @@ static const struct {
     const char *name;
     option_type type;
 } option_types[] = {
-    {"threads", INTEGER},   {"context", INTEGER},          {"kv_pool", SIZE},   {"kv_type", STRING},
-    {"max_queue", INTEGER}, {"max_step_ms", INTEGER},      {"kernels", STRING}, {"name", STRING},
-    {"stall_timeout_ms", INTEGER}, {"keep_s", SECONDS},
+    {"threads", INTEGER},
+    {"context", INTEGER},
+    {"kv_pool", SIZE},
+    {"kv_type", STRING},
+    {"max_queue", INTEGER},
+    {"max_step_ms", INTEGER},
+    {"tenant_requests", INTEGER},
+    {"tenant_tokens_per_minute", INTEGER},
+    {"stall_timeout_ms", INTEGER},
+    {"kernels", STRING},
+    {"name", STRING},
+    {"keep_s", SECONDS},
 };
 
 /* Bytes: an integer, or a string of digits with K, M or G behind them. */
@@ -157,7 +166,9 @@ mx_status mixtral_engine_options(const json_t *options, json_t **normal, mx_erro
             json_decref(result);
             return mixtral_fail(error, MX_INVALID, name,
                                 "option %s: unknown; there are threads, context, kv_pool, "
-                                "kv_type, max_queue, max_step_ms, stall_timeout_ms, kernels, name and keep_s",
+                                "kv_type, max_queue, max_step_ms, tenant_requests, "
+                                "tenant_tokens_per_minute, stall_timeout_ms, kernels, name and "
+                                "keep_s",
                                 name);
         }
         option = normal_option(option_types[i].type, value, &expected);
@@ -228,6 +239,8 @@ static mx_status open_engine(const mixtral_engine *engine, mx_engine **mx, mx_er
         .kv_type = json_string_value(json_object_get(given, "kv_type")),
         .max_queue = (int)json_integer_value(json_object_get(given, "max_queue")),
         .max_step_ms = (int)json_integer_value(json_object_get(given, "max_step_ms")),
+        .tenant_requests = (int)json_integer_value(json_object_get(given, "tenant_requests")),
+        .tenant_tokens_per_minute = json_integer_value(json_object_get(given, "tenant_tokens_per_minute")),
         .stall_timeout_ms = (int)json_integer_value(json_object_get(given, "stall_timeout_ms")),
         .kernels = json_string_value(json_object_get(given, "kernels")),
         .name = engine->name,

@@ -1,8 +1,9 @@
 #!/bin/sh
-# The long tests, which `make soak` runs after building: every fuzz target for SOAK_SECONDS (600), then SOAK_CHATS (10,000)
-# chats in one process through SQLite, and connections and engines that come and go. Memory must not grow.
+# The long tests, which `make soak` runs after building: every fuzz target for SOAK_SECONDS (600), clients of a server that
+# are killed for as long, then SOAK_CHATS (10,000) chats in one process through SQLite, and connections and engines that come
+# and go. Memory must not grow.
 #
-#     SOAK_SECONDS=0      no fuzzing
+#     SOAK_SECONDS=0      no fuzzing, nobody is killed
 #     SOAK_MODEL=x.gguf   chats with that model instead of a tiny one of random weights
 set -eu
 cd "$(dirname "$0")/.."
@@ -14,6 +15,7 @@ if [ "$seconds" -gt 0 ]; then
         echo "fuzzing $(basename "$source" .c) for $seconds s"
         tests/fuzz/run "$seconds" "$(basename "$source" .c)" || failed=1
     done
+    /usr/bin/python3 tests/cli/killed_clients.py "$seconds" || failed=1
 fi
 
 folder=$(mktemp -d)

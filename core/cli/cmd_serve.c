@@ -3,6 +3,9 @@
  *
  *     mixtral serve --model x.gguf --socket /run/mixtral.sock [--socket-mode 0660] [--allow-uid N ...]
  *     mixtral serve --model x.gguf --listen-fd 3 --lifeline-fd 4           under a supervisor
+ *     mixtral serve --socket S --threads 1 --model x.gguf --kv-pool 2G --model y.gguf --kv-pool 512M
+ *
+ * The first model is what requests get that name none. A model's options stand behind it; those before the first are for all.
  *
  * The listening socket is made here, or inherited: --listen-fd, or systemd's LISTEN_FDS. Who may connect is the socket's mode;
  * who may name a tenant is our own uid and --allow-uid. A socket that nobody serves any more is replaced, one that somebody serves
@@ -15,6 +18,7 @@
 #include <errno.h>
 #include <poll.h>
 #include <signal.h>
+#include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -27,23 +31,29 @@
 
 #define BACKLOG 1024
 #define UIDS_MAX 64
+#define MODELS_MAX 16
 #define DEFAULT_GRACE_MS 10000
 #define DRAIN_LOOK_MS 20
 #define SYSTEMD_FD 3 /* SD_LISTEN_FDS_START */
 
 typedef struct {
-    const char *model, *socket;
+    const char *socket;
     mode_t mode;
     int listen_fd, lifeline_fd; /* -1: not given */
     int grace_ms;
     uint32_t uids[UIDS_MAX];
     size_t n_uids;
-    mx_engine_options engine;
+    mx_engine_options all; /* of every model, where it has none of its own */
+    struct {
+        const char *path;
+        mx_engine_options options;
+    } models[MODELS_MAX];
+    int n_models;
 } serve_options;
 
 /* ---- Options ---- */
 
-typedef enum { TEXT, NUMBER, SIZE, DESCRIPTOR, MODE, UID } flag_kind;
+typedef enum { TEXT, NUMBER, SIZE, DESCRIPTOR, MODE, UID, MODEL } flag_kind;
 
 static int take_value(const char *flag, flag_kind kind, const char *text, void *to, serve_options *o)
 {
@@ -71,34 +81,45 @@ static int take_value(const char *flag, flag_kind kind, const char *text, void *
             return mx_cli_fail("%s: expected a uid, of at most %d, got %s", flag, UIDS_MAX, text);
         o->n_uids++;
         return 0;
+    case MODEL:
+        if (o->n_models == MODELS_MAX)
+            return mx_cli_fail("%s: expected at most %d models", flag, MODELS_MAX);
+        o->models[o->n_models].path = text;
+        o->models[o->n_models++].options = o->all;
+        return 0;
     }
     return 1;
 }
 
 static int parse(int argc, char **argv, serve_options *o)
 {
-    const struct {
+    static const struct {
         const char *name;
         flag_kind kind;
-        void *to;
+        bool of_model; /* offset is in mx_engine_options, else in serve_options */
+        size_t offset;
     } flags[] = {
-        {"--model", TEXT, &o->model},
-        {"--socket", TEXT, &o->socket},
-        {"--socket-mode", MODE, NULL},
-        {"--allow-uid", UID, NULL},
-        {"--listen-fd", DESCRIPTOR, &o->listen_fd},
-        {"--lifeline-fd", DESCRIPTOR, &o->lifeline_fd},
-        {"--grace-ms", NUMBER, &o->grace_ms},
-        {"--threads", NUMBER, &o->engine.threads},
-        {"--context", NUMBER, &o->engine.context},
-        {"--kv-pool", SIZE, &o->engine.kv_pool_bytes},
-        {"--kv-type", TEXT, &o->engine.kv_type},
-        {"--max-queue", NUMBER, &o->engine.max_queue},
-        {"--max-step-ms", NUMBER, &o->engine.max_step_ms},
-        {"--kernels", TEXT, &o->engine.kernels},
-        {"--name", TEXT, &o->engine.name},
+        {"--model", MODEL, false, 0},
+        {"--socket", TEXT, false, offsetof(serve_options, socket)},
+        {"--socket-mode", MODE, false, 0},
+        {"--allow-uid", UID, false, 0},
+        {"--listen-fd", DESCRIPTOR, false, offsetof(serve_options, listen_fd)},
+        {"--lifeline-fd", DESCRIPTOR, false, offsetof(serve_options, lifeline_fd)},
+        {"--grace-ms", NUMBER, false, offsetof(serve_options, grace_ms)},
+        {"--tenant-requests", NUMBER, false, offsetof(serve_options, all.tenant_requests)},
+        {"--tenant-tokens-per-minute", SIZE, false, offsetof(serve_options, all.tenant_tokens_per_minute)},
+        {"--stall-timeout-ms", NUMBER, false, offsetof(serve_options, all.stall_timeout_ms)},
+        {"--threads", NUMBER, true, offsetof(mx_engine_options, threads)},
+        {"--context", NUMBER, true, offsetof(mx_engine_options, context)},
+        {"--kv-pool", SIZE, true, offsetof(mx_engine_options, kv_pool_bytes)},
+        {"--kv-type", TEXT, true, offsetof(mx_engine_options, kv_type)},
+        {"--max-queue", NUMBER, true, offsetof(mx_engine_options, max_queue)},
+        {"--max-step-ms", NUMBER, true, offsetof(mx_engine_options, max_step_ms)},
+        {"--kernels", TEXT, true, offsetof(mx_engine_options, kernels)},
+        {"--name", TEXT, true, offsetof(mx_engine_options, name)},
     };
     const size_t n_flags = sizeof(flags) / sizeof(flags[0]);
+    char *to;
     size_t f;
 
     for (int i = 1; i < argc; i += 2) {
@@ -108,13 +129,15 @@ static int parse(int argc, char **argv, serve_options *o)
             return mx_cli_fail("serve: there is no option %s; `mixtral help` lists them", argv[i]);
         if (!argv[i + 1])
             return mx_cli_fail("%s: expected a value after it", argv[i]);
-        if (flags[f].to == &o->model && o->model)
-            return mx_cli_fail("--model: one model a process, got %s and %s", o->model, argv[i + 1]);
-        if (take_value(argv[i], flags[f].kind, argv[i + 1], flags[f].to, o))
+        to = !flags[f].of_model ? (char *)o : (char *)(o->n_models ? &o->models[o->n_models - 1].options : &o->all);
+        if (take_value(argv[i], flags[f].kind, argv[i + 1], to + flags[f].offset, o))
             return 1;
     }
-    if (!o->model)
+    if (o->n_models == 0)
         return mx_cli_fail("serve: expected --model MODEL");
+    o->models[0].options.tenant_requests = o->all.tenant_requests; /* the engine's come from its first model */
+    o->models[0].options.tenant_tokens_per_minute = o->all.tenant_tokens_per_minute;
+    o->models[0].options.stall_timeout_ms = o->all.stall_timeout_ms;
     return 0;
 }
 
@@ -244,13 +267,16 @@ static int serve(const serve_options *o, int fd)
         close(fd);
         return mx_cli_fail("cannot take signals: %s", strerror(errno));
     }
-    status = mx_engine_open(o->model, &o->engine, &engine, &error);
+    status = mx_engine_open(o->models[0].path, &o->models[0].options, &engine, &error);
+    for (int i = 1; i < o->n_models && status == MX_OK; i++)
+        status = mx_engine_add(engine, o->models[i].path, &o->models[i].options, &error);
     if (status == MX_OK)
         status = mx_engine_listen(engine, fd, o->uids, o->n_uids, &error);
     else
         close(fd);
     if (status == MX_OK) {
-        fprintf(stderr, "mixtral: info: serving %s\n", o->model);
+        for (int i = 0; i < o->n_models; i++)
+            fprintf(stderr, "mixtral: info: serving %s\n", o->models[i].path);
         serve_until_told(engine, o, signals);
     }
     mx_engine_close(engine);
@@ -260,7 +286,7 @@ static int serve(const serve_options *o, int fd)
 
 int mx_cmd_serve(int argc, char **argv)
 {
-    serve_options o = {.mode = 0600, .listen_fd = -1, .lifeline_fd = -1, .grace_ms = DEFAULT_GRACE_MS, .engine.log = log_line};
+    serve_options o = {.mode = 0600, .listen_fd = -1, .lifeline_fd = -1, .grace_ms = DEFAULT_GRACE_MS, .all.log = log_line};
     int fd, failed = parse(argc, argv, &o);
 
     if (!failed)

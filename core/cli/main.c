@@ -96,8 +96,11 @@ static int help(void)
            "  --system TEXT --template NAME --max-tokens N --temperature X --top-k N --top-p X --seed N\n"
            "  --option NAME=VALUE                                       any option of a request\n"
            "  --json                                                    complete: the whole result\n"
-           "Options of serve, beside those of an engine:\n"
-           "  --max-queue N --max-step-ms N --name TEXT                 of the engine\n"
+           "Options of serve, beside those of an engine; behind a --model they are that model's, before the first all models':\n"
+           "  --model MODEL ...                                         more of them, which requests name\n"
+           "  --max-queue N --max-step-ms N --name TEXT                 of a model\n"
+           "  --tenant-requests N --tenant-tokens-per-minute N          what each tenant may use\n"
+           "  --stall-timeout-ms N                                      for readers that take nothing (60,000)\n"
            "  --socket-mode 0660 --allow-uid N                          who may connect; who may name a tenant besides\n"
            "  --listen-fd N --lifeline-fd N                             inherited: a listening socket; its end is ours\n"
            "  --grace-ms N                                              for what runs, after SIGTERM (10,000)\n");

@@ -125,6 +125,8 @@ void mx_attention_run(mx_forward *f, mx_worker *worker, int layer, atomic_int *c
         int begin = kv_head * heads_per_kv(h) + task % parts * step;
         int end = begin + step < (kv_head + 1) * heads_per_kv(h) ? begin + step : (kv_head + 1) * heads_per_kv(h);
 
+        if (f->n_tokens > f->n_decode && mx_given_up(f, worker))
+            return;
         attend(f, worker, layer, run, kv_head, begin, end);
     }
 }

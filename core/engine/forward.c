@@ -58,6 +58,14 @@ static int tile_rows(const mx_job *job, int n_threads)
     return rows < MX_GROUP ? MX_GROUP : min(rows, job->up ? UP_ROWS : 256);
 }
 
+/* The first thread asks the host, the others look. All threads run a layer to its last barrier, where they see the same. */
+bool mx_given_up(mx_forward *f, const mx_worker *worker)
+{
+    if (worker == f->workers && f->abandoned && !f->stop && f->abandoned(f->abandoned_arg))
+        f->stop = true;
+    return f->stop;
+}
+
 void mx_run_jobs(mx_forward *f, mx_worker *worker, const mx_job *jobs, int n_jobs, atomic_int *counter, int n_threads)
 {
     int j = 0, job_begin = 0; /* the first tile of job j */
@@ -72,6 +80,8 @@ void mx_run_jobs(mx_forward *f, mx_worker *worker, const mx_job *jobs, int n_job
             j++;
             continue;
         }
+        if (!job->decode && mx_given_up(f, worker))
+            return;
         end = min(begin + step, job->w->rows);
         if (job->up)
             run_gate_up(f, worker, job, begin, end);
@@ -163,8 +173,7 @@ static void forward_layer(mx_forward *f, int index, int thread, int n_threads)
 
     mx_moe_down(f, worker, layer);
     mx_run_jobs(f, worker, worker->plan.jobs, worker->plan.n_jobs, &counter[4], n_threads);
-    if (thread == 0 && f->abandoned)
-        f->stop = f->abandoned(f->abandoned_arg);
+    mx_given_up(f, worker);
     mx_threads_barrier(f->threads);
 }
 

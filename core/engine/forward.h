@@ -40,8 +40,8 @@ int mx_forward_max_tokens(const mx_forward *forward);
 /*
  * Runs one step. logits [number of tokens with MX_WANT_LOGITS][n_vocab] and hidden [number with MX_WANT_HIDDEN][dim] (after the
  * output norm) are filled in the order of the batch; either may be NULL where no token wants it.
- * `abandoned` (may be NULL) is asked between layers: when it says true the step ends early with MX_CANCELLED and its results
- * and the keys of its tokens are worthless.
+ * `abandoned` (may be NULL) is asked many times, by the calling thread: once it says true the step ends early with MX_CANCELLED and
+ * its results and the keys of its tokens are worthless.
  */
 mx_status mx_forward_step(mx_forward *forward, const mx_batch *batch, float *logits, float *hidden,
                           bool (*abandoned)(void *arg), void *arg);

@@ -63,7 +63,7 @@ struct mx_forward {
     float *logits, *hidden_out;
     bool (*abandoned)(void *arg);
     void *abandoned_arg;
-    bool stop;                /* written by the first thread, read after a barrier */
+    atomic_bool stop;         /* set by the first thread, see mx_given_up */
     atomic_int *counters;     /* [n_layers * PHASES + 1] */
 
     float *x;                 /* [n_tokens, dim] the residual stream */
@@ -82,6 +82,10 @@ struct mx_forward {
     double *frequency;        /* [rope_dim / 2] radians a position */
     void *arena;
 };
+
+/* True if nobody wants the step any more; its results may then be anything. Asked before each piece of work that many tokens make
+ * long, between the first barrier of a layer and the last. */
+bool mx_given_up(mx_forward *f, const mx_worker *worker);
 
 /* Takes tiles of the jobs until none is left. */
 void mx_run_jobs(mx_forward *f, mx_worker *worker, const mx_job *jobs, int n_jobs, atomic_int *counter, int n_threads);

@@ -193,6 +193,7 @@ mx_status mx_request_open(const mx_request_spec *spec, const mx_request_limits *
     r->max_tokens = spec->embed ? 0 : tokens_to_make(spec, limits);
     r->timeout_ms = spec->timeout_ms;
     r->sink = spec->sink;
+    r->account = spec->account;
     r->dim = limits->dim;
     atomic_init(&r->cancelled, false);
     r->arrived_ns = spec->arrived_ns ? spec->arrived_ns : mx_now_ns();

@@ -44,6 +44,7 @@ struct mx_request {
     bool embed, ignore_eos, cache;
     int n_prompt;
     uint8_t *classes; /* [n_prompt] */
+    mx_tenant *account;    /* the host's; NULL: not counted */
     mx_prefix_key key;     /* the tenant's */
     mx_prefix_name *names; /* [n_prompt / MX_KV_SPAN] of the prompt's blocks; NULL without `cache` */
     mx_sampling sampling;

@@ -41,11 +41,16 @@
 #define CHUNK_MIN 32     /* prompt tokens of a step while somebody waits for the next piece */
 #define CHUNK_MAX (STEP_TOKENS - MAX_RUNNING)
 #define STEP_AIM 0.75    /* of the time that a step may take */
+#define RETRY_MIN_MS 100
+#define RETRY_MAX_MS 60000
+#define RETRY_UNKNOWN_MS 1000 /* what a refused request is told before any has waited */
 
 typedef struct {
     atomic_llong waiting, running, done, failed; /* requests */
     atomic_llong prompt_tokens, cached_tokens, completion_tokens, preemptions, steps;
     atomic_llong batch[MX_BATCH_BUCKETS], first_tokens, queue_us, first_token_us;
+    atomic_llong queue_times[MX_TIME_BUCKETS], first_token_times[MX_TIME_BUCKETS];
+    atomic_llong turnover_us; /* between two ends while others wait, smoothed; 0: not known yet */
 } counters;
 
 struct mx_scheduler {
@@ -65,13 +70,14 @@ struct mx_scheduler {
     mx_request *active;             /* oldest first; its thread reads it without the lock */
     uint64_t last_handle;
     bool started, roused;
-    atomic_bool stopping; /* also read between layers */
+    atomic_bool stopping; /* also read during a step */
     pthread_t thread;
 
     /* The scheduler's thread's. */
     mx_sequence *queue;                /* oldest first */
     mx_sequence *running[MAX_RUNNING]; /* [n_running], oldest first */
     int n_running;
+    int64_t last_end_ns; /* of a request; 0: none */
     bool told_threads; /* that fewer have started */
     int chunk;         /* prompt tokens of a step while somebody waits for the next piece */
     double decode_ms;  /* what a step of the answers alone takes, smoothed; 0: not known yet */
@@ -188,6 +194,16 @@ static void collect_new(mx_scheduler *s)
         enqueue(s, &r->sequences[0]);
 }
 
+/* How long a place in the queue takes to become free: what a refused one is told. */
+static void note_turnover(mx_scheduler *s)
+{
+    int64_t now = mx_now_ns(), us = (now - s->last_end_ns) / 1000, before = atomic_load(&s->count.turnover_us);
+
+    if (s->last_end_ns != 0 && atomic_load(&s->count.waiting) > 0)
+        atomic_store(&s->count.turnover_us, before > 0 ? (4 * before + us) / 5 : us);
+    s->last_end_ns = now;
+}
+
 /* The sink's last call, and the request is gone. */
 static void end_request(mx_scheduler *s, mx_request **link, const mx_error *error)
 {
@@ -199,6 +215,7 @@ static void end_request(mx_scheduler *s, mx_request **link, const mx_error *erro
     }
     add(r->begun ? &s->count.running : &s->count.waiting, -1);
     add(error ? &s->count.failed : &s->count.done, 1);
+    note_turnover(s);
     mx_request_end(r, error);
     pthread_mutex_lock(&s->lock); /* a canceller may be looking at it */
     *link = r->next;
@@ -408,7 +425,7 @@ static int fill_batch(mx_scheduler *s)
     return n;
 }
 
-/* Asked between layers: true if nobody wants any of the step's results. */
+/* Asked during a step: true if nobody wants any of the step's results. */
 static bool is_abandoned(void *arg)
 {
     mx_scheduler *s = arg;
@@ -494,8 +511,8 @@ static void send_piece(const mx_sequence *q, const mx_piece *piece)
 {
     const mx_sink *sink = &q->request->sink;
 
-    if (piece->bytes > 0)
-        sink->piece(sink->arg, q->choice, piece->text, piece->bytes);
+    if (piece->bytes > 0 && !sink->piece(sink->arg, q->choice, piece->text, piece->bytes))
+        mx_fail(&q->request->failure, MX_NOMEM, NULL, "out of memory for a piece of the answer");
 }
 
 static void finish_choice(mx_scheduler *s, mx_sequence *q, mx_finish finish)
@@ -538,6 +555,7 @@ static void make_token(mx_scheduler *s, mx_sequence *q, float *logits)
     }
     q->history[q->n_history++] = token;
     add(&s->count.completion_tokens, 1);
+    mx_tenant_spend(r->account, 1);
     if (mx_output_add(q->output, token, &piece, &r->failure) != MX_OK)
         return;
     send_piece(q, &piece);
@@ -547,17 +565,32 @@ static void make_token(mx_scheduler *s, mx_sequence *q, float *logits)
         finish_text(s, q, MX_FINISH_LENGTH);
 }
 
+static void count_time(atomic_llong times[MX_TIME_BUCKETS], int64_t us)
+{
+    int bucket = 0;
+
+    while (bucket < MX_TIME_BUCKETS - 1 && us > INT64_C(1000) << bucket)
+        bucket++;
+    add(&times[bucket], 1);
+}
+
 static void note_first_token(mx_scheduler *s, mx_request *r)
 {
+    int64_t queue_us, first_us;
+
     if (r->first_token_ns != 0)
         return;
     r->first_token_ns = mx_now_ns();
+    queue_us = (r->begun_ns - r->arrived_ns) / 1000;
+    first_us = (r->first_token_ns - r->arrived_ns) / 1000;
     r->cached_tokens = r->sequences[0].n_cached;
     add(&s->count.prompt_tokens, r->n_prompt);
     add(&s->count.cached_tokens, r->cached_tokens);
     add(&s->count.first_tokens, 1);
-    add(&s->count.queue_us, (r->begun_ns - r->arrived_ns) / 1000);
-    add(&s->count.first_token_us, (r->first_token_ns - r->arrived_ns) / 1000);
+    add(&s->count.queue_us, queue_us);
+    add(&s->count.first_token_us, first_us);
+    count_time(s->count.queue_times, queue_us);
+    count_time(s->count.first_token_times, first_us);
 }
 
 /* The prompt is computed: the other choices share its blocks and take their first tokens from the
@@ -703,6 +736,16 @@ static mx_status start_thread(mx_scheduler *s, mx_error *error)
 
 /* ---- From other threads -----------------------------------------------------------------------*/
 
+/* When a place in the queue may be free again. */
+static int64_t retry_after_ms(const mx_scheduler *s)
+{
+    int64_t ms = atomic_load(&s->count.turnover_us) / 1000;
+
+    if (ms == 0)
+        return RETRY_UNKNOWN_MS;
+    return ms < RETRY_MIN_MS ? RETRY_MIN_MS : ms > RETRY_MAX_MS ? RETRY_MAX_MS : ms;
+}
+
 static mx_status enter(mx_scheduler *s, mx_request *r, mx_error *error) /* under the lock */
 {
     long long waiting = atomic_load(&s->count.waiting);
@@ -710,9 +753,11 @@ static mx_status enter(mx_scheduler *s, mx_request *r, mx_error *error) /* under
 
     if (atomic_load(&s->stopping))
         return mx_fail(error, MX_UNAVAILABLE, NULL, "the engine is closed");
-    if (waiting >= s->options.max_queue)
-        return mx_fail(error, MX_BUSY, NULL, "the queue is full: %lld requests wait already",
-                       waiting);
+    if (waiting >= s->options.max_queue) {
+        mx_fail(error, MX_BUSY, NULL, "the queue is full: %lld requests wait already; try again in %lld ms", waiting,
+                (long long)retry_after_ms(s));
+        return mx_retry_after(error, retry_after_ms(s));
+    }
     status = start_thread(s, error);
     if (status != MX_OK)
         return status;
@@ -720,6 +765,7 @@ static mx_status enter(mx_scheduler *s, mx_request *r, mx_error *error) /* under
     *s->inbox_end = r;
     s->inbox_end = &r->next;
     add(&s->count.waiting, 1);
+    mx_tenant_spend(r->account, r->n_prompt);
     rouse(s);
     return MX_OK;
 }
@@ -786,9 +832,15 @@ void mx_scheduler_get_stats(const mx_scheduler *s, mx_scheduler_stats *stats)
         .first_tokens = atomic_load(&s->count.first_tokens),
         .queue_us = atomic_load(&s->count.queue_us),
         .first_token_us = atomic_load(&s->count.first_token_us),
+        .weight_bytes = (int64_t)mx_model_weight_bytes(s->options.model),
+        .kv_bytes = (int64_t)total * (int64_t)mx_kv_block_bytes(mx_kv_pool_shape(s->pool)),
     };
     for (int i = 0; i < MX_BATCH_BUCKETS; i++)
         stats->batch[i] = atomic_load(&s->count.batch[i]);
+    for (int i = 0; i < MX_TIME_BUCKETS; i++) {
+        stats->queue_times[i] = atomic_load(&s->count.queue_times[i]);
+        stats->first_token_times[i] = atomic_load(&s->count.first_token_times[i]);
+    }
 }
 
 /* ---- Open and close ---------------------------------------------------------------------------*/

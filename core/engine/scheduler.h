@@ -11,6 +11,7 @@
 #include "../model/tokenizer.h"
 #include "forward.h"
 #include "sampler.h"
+#include "tenants.h"
 
 typedef struct mx_scheduler mx_scheduler;
 typedef struct mx_request mx_request;
@@ -43,7 +44,8 @@ typedef struct {
 
 /* Where a request's output goes. Called on the scheduler's thread, never after `end`; must not block. */
 typedef struct {
-    void (*piece)(void *arg, int choice, const char *text, size_t bytes); /* whole UTF-8 characters */
+    /* Whole UTF-8 characters. False: there is no memory for them, and the request fails. */
+    bool (*piece)(void *arg, int choice, const char *text, size_t bytes);
     void (*end)(void *arg, const mx_outcome *outcome, const mx_error *error); /* exactly one of the two is not NULL; once, last */
     bool (*paused)(void *arg); /* true: the reader is behind; make no further tokens for now */
     void *arg;
@@ -55,6 +57,7 @@ typedef struct { /* what a request asks for; mx_scheduler_submit copies everythi
     const uint8_t *classes;     /* [n_tokens] mx_token_class */
     size_t n_tokens;
     const char *tenant;         /* whose blocks it may share; NULL: "" */
+    mx_tenant *account;         /* what its tokens are taken from, until `end`; NULL: they are not counted */
     bool cache;                 /* takes blocks that are computed already, and leaves its own to be found */
     mx_sampling sampling;
     int n;                      /* choices, 1 .. MX_CHOICES_MAX */
@@ -92,12 +95,13 @@ void mx_scheduler_close(mx_scheduler *scheduler);
  * MX_TOO_LARGE at once, with the numbers, when prompt and one token exceed the context or the pool; MX_BUSY when the queue is full. */
 mx_status mx_scheduler_submit(mx_scheduler *scheduler, const mx_request_spec *spec, uint64_t *handle, mx_error *error);
 
-/* The request ends with MX_CANCELLED at the end of the running step (between layers, when nobody wants any of its results).
+/* The request ends with MX_CANCELLED at the end of the running step (in its midst, when nobody wants any of its results).
  * A handle that has ended is ignored. */
 void mx_scheduler_cancel(mx_scheduler *scheduler, uint64_t handle);
 void mx_scheduler_wake(mx_scheduler *scheduler); /* a paused sink may go on */
 
 #define MX_BATCH_BUCKETS 10
+#define MX_TIME_BUCKETS 17
 
 typedef struct { /* a snapshot; never waits for computation */
     int64_t requests_running, requests_waiting, requests_done, requests_failed;
@@ -105,6 +109,8 @@ typedef struct { /* a snapshot; never waits for computation */
     int64_t prompt_tokens, cached_tokens, completion_tokens, preemptions, steps;
     int64_t batch[MX_BATCH_BUCKETS]; /* steps of 1, 2, 3-4, 5-8, ... tokens */
     int64_t first_tokens, queue_us, first_token_us; /* requests that had one, and their times in all, from arrival */
+    int64_t queue_times[MX_TIME_BUCKETS], first_token_times[MX_TIME_BUCKETS]; /* of them up to 1, 2, 4, ... 32,768 ms, and longer */
+    int64_t weight_bytes, kv_bytes; /* mapped, of the model's file; reserved for the pool, of which what was used once is memory */
 } mx_scheduler_stats;
 
 void mx_scheduler_get_stats(const mx_scheduler *scheduler, mx_scheduler_stats *stats);

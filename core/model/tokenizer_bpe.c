@@ -84,6 +84,8 @@ static mx_status compile_splits(mx_bpe *bpe, mx_error *error)
         pcre2_code *split = pcre2_compile((PCRE2_SPTR)bpe->pre->splits[i], PCRE2_ZERO_TERMINATED,
                                           PCRE2_UTF | PCRE2_UCP | PCRE2_NEVER_BACKSLASH_C, &code, &at, NULL);
 
+        if (!split && code == PCRE2_ERROR_HEAP_FAILED)
+            return mx_fail(error, MX_NOMEM, PRE_KEY, "out of memory for the pre-tokenizer %s", bpe->pre->name);
         if (!split)
             return mx_fail(error, MX_INTERNAL, PRE_KEY, "expression %d of pre-tokenizer %s: PCRE2 error %d at %zu", i,
                            bpe->pre->name, code, at);

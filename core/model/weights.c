@@ -549,3 +549,12 @@ void mx_model_close(mx_model *model)
     mx_gguf_close(model->gguf);
     free(model);
 }
+
+size_t mx_model_weight_bytes(const mx_model *model)
+{
+    size_t bytes = 0;
+
+    for (size_t i = 0; i < mx_gguf_n_tensors(model->gguf); i++)
+        bytes += mx_gguf_tensor_at(model->gguf, i)->bytes;
+    return bytes;
+}

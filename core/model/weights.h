@@ -60,4 +60,6 @@ typedef struct mx_model {
 mx_status mx_model_open(const char *path, mx_model **model, mx_error *error);
 void mx_model_close(mx_model *model); /* takes NULL */
 
+size_t mx_model_weight_bytes(const mx_model *model); /* of all tensors in the file */
+
 #endif

@@ -54,25 +54,23 @@ void mx_channel_close(mx_channel *channel, int fd)
     pthread_mutex_unlock(&channel->lock);
 }
 
-/* Queues a frame under the lock; false if it is too large for one. */
-static bool queue_frame(mx_channel *channel, mx_frame_type type, uint32_t id, const char *body, size_t bytes,
-                        mx_error *error)
+/* Queues a frame under the lock. What must not be lost and cannot be queued breaks the channel, whose output ends there. */
+static mx_status queue_frame(mx_channel *channel, mx_frame_type type, uint32_t id, const char *body, size_t bytes,
+                             mx_error *error)
 {
     mx_status status = MX_OK;
 
-    if (channel->closed)
-        return true;
+    if (channel->closed || channel->broken)
+        return MX_OK;
     if (mx_buffer_bytes(&channel->out) > MX_UNSENT_MAX)
         channel->broken = true;
     else
         status = mx_frame_append(&channel->out, type, id, body, bytes, error);
-    if (status == MX_TOO_LARGE)
-        return false;
-    if (status != MX_OK)
+    if (status != MX_OK && type == MX_FRAME_ERROR)
         channel->broken = true;
     if (mx_buffer_bytes(&channel->out) > MX_STREAM_PAUSE_BYTES)
         atomic_store(&channel->paused, true);
-    return true;
+    return channel->broken ? MX_OK : status;
 }
 
 /* After the lock is given back. */
@@ -82,44 +80,46 @@ static void announce(mx_channel *channel)
         mx_wake_up(channel->wake);
 }
 
-/* Sends a body as text (NULL: out of memory) and frees it; a call that is given ends with it. */
-static mx_status send_text(mx_channel *channel, mx_call *ending, mx_frame_type type, uint32_t id, char *body, size_t bytes,
-                           mx_error *error)
+/* Sends a frame; a call that is given ends with it. MX_TOO_LARGE, MX_NOMEM: nothing was done. */
+static mx_status send_frame(mx_channel *channel, mx_call *ending, mx_frame_type type, uint32_t id, const char *body,
+                            size_t bytes, mx_error *error)
 {
     mx_call **link;
-    bool queued = true;
+    mx_status status;
 
     pthread_mutex_lock(&channel->lock);
-    if (body)
-        queued = queue_frame(channel, type, id, body, bytes, error);
-    else
-        channel->broken = true;
-    if (ending && queued) {
+    status = queue_frame(channel, type, id, body, bytes, error);
+    if (ending && status == MX_OK) {
         for (link = &channel->calls; *link != ending; link = &(*link)->next)
             continue;
         *link = ending->next;
         channel->n_calls--;
     }
     pthread_mutex_unlock(&channel->lock);
-    free(body);
-    if (!queued)
-        return MX_TOO_LARGE;
-    announce(channel);
-    return MX_OK;
+    if (status == MX_OK)
+        announce(channel);
+    return status;
 }
 
-void mx_channel_send(mx_channel *channel, mx_frame_type type, uint32_t id, json_t *body)
+/* An error goes out, if need be in words that need no memory, or the channel is broken. */
+static void send_error(mx_channel *channel, mx_call *ending, uint32_t id, const mx_error *error)
 {
+    static const char no_memory[] = "{\"status\":\"nomem\",\"field\":\"\",\"text\":\"out of memory for the answer\"}";
+    json_t *body = mx_json_of_error(error);
     size_t bytes = 0;
     char *text = body ? mx_json_dump(body, &bytes) : NULL;
 
     json_decref(body);
-    if (send_text(channel, NULL, type, id, text, bytes, NULL) != MX_OK) {
-        pthread_mutex_lock(&channel->lock);
-        channel->broken = true;
-        pthread_mutex_unlock(&channel->lock);
-        announce(channel);
-    }
+    if (text)
+        send_frame(channel, ending, MX_FRAME_ERROR, id, text, bytes, NULL);
+    else
+        send_frame(channel, ending, MX_FRAME_ERROR, id, no_memory, sizeof(no_memory) - 1, NULL);
+    free(text);
+}
+
+void mx_channel_error(mx_channel *channel, uint32_t id, const mx_error *error)
+{
+    send_error(channel, NULL, id, error);
 }
 
 int mx_channel_calls(mx_channel *channel, uint32_t id, mx_call *calls[MX_CALLS_MAX])
@@ -192,25 +192,26 @@ void mx_call_release(mx_call *call)
     free(call);
 }
 
+/* Before the last frame goes out: the client's next request may follow at once. */
+static void leave_tenant(mx_call *call)
+{
+    mx_tenant_leave(call->account);
+    call->account = NULL;
+}
+
 void mx_call_error(mx_call *call, const mx_error *error)
 {
     mx_channel *channel = call->channel;
     mx_error reason = *error;
-    json_t *body;
-    size_t bytes = 0;
-    char *text = NULL;
 
+    leave_tenant(call);
     if (error->status == MX_CANCELLED) {
         pthread_mutex_lock(&channel->lock);
         if (call->cancel_error.status != MX_OK)
             reason = call->cancel_error;
         pthread_mutex_unlock(&channel->lock);
     }
-    body = mx_json_of_error(&reason);
-    if (body)
-        text = mx_json_dump(body, &bytes);
-    json_decref(body);
-    send_text(channel, call, MX_FRAME_ERROR, call->id, text, bytes, NULL);
+    send_error(channel, call, call->id, &reason);
 }
 
 void mx_call_result(mx_call *call, json_t *result)
@@ -220,8 +221,10 @@ void mx_call_result(mx_call *call, json_t *result)
     char *text = result ? mx_json_dump(result, &bytes) : NULL;
 
     json_decref(result);
-    if (!text || send_text(call->channel, call, MX_FRAME_RESULT, call->id, text, bytes, &error) != MX_OK)
+    leave_tenant(call);
+    if (!text || send_frame(call->channel, call, MX_FRAME_RESULT, call->id, text, bytes, &error) != MX_OK)
         mx_call_error(call, &error);
+    free(text);
 }
 
 bool mx_call_cancel(mx_call *call, const mx_error *reason, uint64_t *handle)
@@ -251,12 +254,17 @@ bool mx_call_submitted(mx_call *call, uint64_t handle)
 
 /* ---- The scheduler's side ---- */
 
-static void sink_piece(void *arg, int choice, const char *text, size_t bytes)
+static bool sink_piece(void *arg, int choice, const char *text, size_t bytes)
 {
     mx_call *call = arg;
+    json_t *body = json_pack("{s:i, s:o}", "choice", choice, "text", mx_json_text(text, bytes));
+    size_t body_bytes = 0;
+    char *frame = body ? mx_json_dump(body, &body_bytes) : NULL;
+    bool sent = frame && send_frame(call->channel, NULL, MX_FRAME_PIECE, call->id, frame, body_bytes, NULL) == MX_OK;
 
-    mx_channel_send(call->channel, MX_FRAME_PIECE, call->id,
-                    json_pack("{s:i, s:o}", "choice", choice, "text", mx_json_text(text, bytes)));
+    json_decref(body);
+    free(frame);
+    return sent;
 }
 
 static void sink_end(void *arg, const mx_outcome *outcome, const mx_error *error)
@@ -266,7 +274,7 @@ static void sink_end(void *arg, const mx_outcome *outcome, const mx_error *error
     if (error)
         mx_call_error(call, error);
     else
-        mx_call_result(call, mx_result_of_outcome(outcome, call->tokenizer, call->model_name));
+        mx_call_result(call, mx_result_of_outcome(outcome, call->query.served->tokenizer, call->query.served->name));
     mx_call_release(call);
 }
 

@@ -46,8 +46,8 @@ mx_status mx_channel_open(mx_wake *wake, mx_channel **channel, mx_error *error);
 void mx_channel_release(mx_channel *channel);
 void mx_channel_close(mx_channel *channel, int fd); /* sends what fd takes; output from now on is dropped */
 
-/* Queues a frame and wakes the I/O thread. What cannot be queued breaks the channel. Takes `body` over (NULL: out of memory). */
-void mx_channel_send(mx_channel *channel, mx_frame_type type, uint32_t id, json_t *body);
+/* Queues an error of a request, or (id 0) of the connection, and wakes the I/O thread. What cannot be queued breaks the channel. */
+void mx_channel_error(mx_channel *channel, uint32_t id, const mx_error *error);
 
 struct mx_call {
     mx_channel *channel;
@@ -56,8 +56,7 @@ struct mx_call {
     atomic_int references;  /* whoever works on it */
     atomic_bool cancelled;  /* read while tokenising */
     int64_t arrived_ns;
-    const char *model_name; /* for its result, with the tokenizer */
-    const mx_tokenizer *tokenizer;
+    mx_tenant *account;     /* until it ends; NULL: its tenant has no limits */
 
     /* under the channel's lock */
     mx_call *next;          /* in channel->calls */

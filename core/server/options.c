@@ -59,7 +59,6 @@ static got_text got(const json_t *value)
 /* ---- Options ---- */
 
 typedef struct { /* one parse */
-    const mx_query_limits *limits;
     mx_query *query;
     mx_error *error;
 } parser;
@@ -158,13 +157,12 @@ static mx_status take_system(const parser *p, const option *o, const json_t *val
     return MX_OK;
 }
 
+/* It was chosen before the others were read: some of their ranges are the model's. */
 static mx_status take_model(const parser *p, const option *o, const json_t *value)
 {
-    if (!json_is_string(value))
-        return mismatch(p, o, "a string", value);
-    if (strcmp(json_string_value(value), p->limits->model_name) != 0)
-        return mx_fail(p->error, MX_NOT_FOUND, o->name, "option %s: %s is not open here; this engine has \"%s\"", o->name,
-                       got(value).text, p->limits->model_name);
+    (void)o;
+    (void)value;
+    p->query->names_model = true;
     return MX_OK;
 }
 
@@ -195,6 +193,11 @@ static mx_status take_stop(const parser *p, const option *o, const json_t *value
     return MX_OK;
 }
 
+static int n_vocab_of(const mx_query *query)
+{
+    return query->served->model->hparams.n_vocab;
+}
+
 static mx_status take_logit_bias(const parser *p, const option *o, const json_t *value)
 {
     mx_sampling *sampling = &p->query->sampling;
@@ -212,9 +215,9 @@ static mx_status take_logit_bias(const parser *p, const option *o, const json_t 
         return mx_fail(p->error, MX_NOMEM, o->name, "option %s: out of memory", o->name);
     json_object_foreach((json_t *)value, key, bias) {
         id = strtol(key, &end, 10);
-        if (key[0] < '0' || key[0] > '9' || *end != '\0' || id >= p->limits->n_vocab)
+        if (key[0] < '0' || key[0] > '9' || *end != '\0' || id >= n_vocab_of(p->query))
             return mx_fail(p->error, MX_INVALID, o->name, "option %s: expected token ids from 0 to %d as names, got \"%.40s\"",
-                           o->name, p->limits->n_vocab - 1, key);
+                           o->name, n_vocab_of(p->query) - 1, key);
         if (check_number(p, o, bias, false) != MX_OK)
             return MX_INVALID;
         sampling->logit_bias[sampling->n_logit_bias++] =
@@ -238,6 +241,8 @@ static mx_status refuse(const parser *p, const option *o, const json_t *value)
 static const option options[] = {
     {"model", ALL, take_model, 0, 0, 0},
     {"tenant", ALL, take_string, AT(tenant), 0, 0},
+    {"tenant_requests", ALL, take_int, AT(tenant_requests), 0, INT32_MAX},
+    {"tenant_tokens_per_minute", ALL, take_int, AT(tenant_tokens_per_minute), 0, INT32_MAX},
     {"timeout_ms", ALL, take_int, AT(timeout_ms), 0, INT32_MAX},
     {"cache", COMPUTE, take_bool, AT(cache), 0, 0},
     {"template", CHAT, take_template, 0, 0, 0},
@@ -261,10 +266,34 @@ static const option options[] = {
     {"json_schema", ALL, refuse, 0, 0, 0},
 };
 
-static mx_status take_options(const json_t *given, const mx_query_limits *limits, mx_query *query, mx_error *error)
+/* "a", "b", "c", cut where there is no more room */
+static void list_models(const mx_served_list *models, char *text, size_t size)
+{
+    int n = atomic_load(&models->n);
+    size_t used = 0;
+
+    for (int i = 0; i < n && used < size; i++)
+        used += (size_t)snprintf(text + used, size - used, i ? ", \"%s\"" : "\"%s\"", models->models[i]->name);
+}
+
+static mx_status choose_model(const json_t *options_given, const mx_served_list *models, mx_query *query, mx_error *error)
+{
+    const json_t *name = json_object_get(options_given, "model");
+    char open[256];
+
+    if (name && !json_is_null(name) && !json_is_string(name))
+        return mx_fail(error, MX_INVALID, "model", "option model: expected a string, got %s", got(name).text);
+    query->served = mx_served_find(models, json_string_value(name));
+    if (query->served)
+        return MX_OK;
+    list_models(models, open, sizeof(open));
+    return mx_fail(error, MX_NOT_FOUND, "model", "option model: %s is not open here; this engine has %s", got(name).text, open);
+}
+
+static mx_status take_options(const json_t *given, mx_query *query, mx_error *error)
 {
     const size_t n_options = sizeof(options) / sizeof(options[0]);
-    const parser p = {limits, query, error};
+    const parser p = {query, error};
     mx_status status = MX_OK;
     const char *name;
     json_t *value;
@@ -367,7 +396,7 @@ static mx_status take_conversation(const json_t *prompt, const json_t *messages,
     return status;
 }
 
-static mx_status take_tokens(const json_t *tokens, const mx_query_limits *limits, mx_query *query, mx_error *error)
+static mx_status take_tokens(const json_t *tokens, mx_query *query, mx_error *error)
 {
     size_t count = json_array_size(tokens);
     const json_t *id;
@@ -379,9 +408,9 @@ static mx_status take_tokens(const json_t *tokens, const mx_query_limits *limits
         return mx_fail(error, MX_NOMEM, "tokens", "out of memory for %zu tokens", count);
     for (size_t i = 0; i < count; i++) {
         id = json_array_get(tokens, i);
-        if (!json_is_integer(id) || json_integer_value(id) < 0 || json_integer_value(id) >= limits->n_vocab)
+        if (!json_is_integer(id) || json_integer_value(id) < 0 || json_integer_value(id) >= n_vocab_of(query))
             return mx_fail(error, MX_INVALID, "tokens", "tokens[%zu]: expected an integer from 0 to %d, got %s", i,
-                           limits->n_vocab - 1, got(id).text);
+                           n_vocab_of(query) - 1, got(id).text);
         query->tokens[query->n_tokens++] = (int32_t)json_integer_value(id);
     }
     return MX_OK;
@@ -461,7 +490,7 @@ static const json_t *given(const json_t *json, const char *name)
     return json_is_null(value) ? NULL : value;
 }
 
-static mx_status take_fields(const mx_query_limits *limits, mx_query *query, mx_error *error)
+static mx_status take_fields(mx_query *query, mx_error *error)
 {
     const json_t *json = query->json;
     mx_status status = MX_OK;
@@ -472,7 +501,7 @@ static mx_status take_fields(const mx_query_limits *limits, mx_query *query, mx_
     case MX_OP_COMPLETE:
         return take_text(given(json, "prompt"), "prompt", &query->text, error);
     case MX_OP_DETOKENIZE:
-        return take_tokens(given(json, "tokens"), limits, query, error);
+        return take_tokens(given(json, "tokens"), query, error);
     case MX_OP_CHUNKS:
         status = take_count(given(json, "size"), "size", 1, INT32_MAX, &query->size, error);
         if (status == MX_OK && given(json, "overlap"))
@@ -489,7 +518,7 @@ static mx_status take_fields(const mx_query_limits *limits, mx_query *query, mx_
     }
 }
 
-mx_status mx_query_parse(json_t *json, const mx_query_limits *limits, mx_query *query, mx_error *error)
+mx_status mx_query_parse(json_t *json, const mx_served_list *models, mx_query *query, mx_error *error)
 {
     mx_status status;
 
@@ -497,12 +526,15 @@ mx_status mx_query_parse(json_t *json, const mx_query_limits *limits, mx_query *
     query->json = json;
     query->n = 1;
     query->cache = true;
+    query->tenant_requests = query->tenant_tokens_per_minute = -1;
     mx_sampling_default(&query->sampling);
     status = take_op(json, &query->op, error);
     if (status == MX_OK)
-        status = take_options(given(json, "options"), limits, query, error);
+        status = choose_model(given(json, "options"), models, query, error);
     if (status == MX_OK)
-        status = take_fields(limits, query, error);
+        status = take_options(given(json, "options"), query, error);
+    if (status == MX_OK)
+        status = take_fields(query, error);
     if (status != MX_OK)
         mx_query_free(query);
     return status;

@@ -9,8 +9,7 @@
 
 #include <jansson.h>
 #include <stdbool.h>
-#include "../engine/scheduler.h"
-#include "../model/chat_template.h"
+#include "served.h"
 
 #define MX_STOP_MAX 16
 
@@ -19,14 +18,12 @@ typedef enum {
     MX_OP_MODELS, MX_OP_STATS, MX_OP_COUNT
 } mx_op;
 
-typedef struct { /* of the engine that checks */
-    const char *model_name;
-    int n_vocab;
-} mx_query_limits;
 
 typedef struct {
     json_t *json; /* the request; everything below points into it */
     mx_op op;
+    const mx_served *served; /* the model that it names, or the first one */
+    bool names_model;
 
     mx_str text;          /* prompt of complete; text of embed, tokenize, token_count, chunks */
     mx_message *messages; /* [n_messages] of chat: the option `system` first, a prompt as one user message */
@@ -48,11 +45,13 @@ typedef struct {
     bool logprobs;        /* with top_logprobs: becomes sampling.top_logprobs */
     int top_logprobs;
     const char *tenant;   /* NULL: the connection's */
+    int tenant_requests;  /* this tenant's limits, instead of the engine's; -1: not given */
+    int tenant_tokens_per_minute;
     bool cache;           /* false: neither look up shared blocks nor leave any */
 } mx_query;
 
-/* Takes `json` over, also on failure; *query then holds nothing. MX_INVALID, MX_NOT_FOUND (another model), MX_NOMEM. */
-mx_status mx_query_parse(json_t *json, const mx_query_limits *limits, mx_query *query, mx_error *error);
+/* Takes `json` over, also on failure; *query then holds nothing. MX_INVALID, MX_NOT_FOUND (a model that is not open), MX_NOMEM. */
+mx_status mx_query_parse(json_t *json, const mx_served_list *models, mx_query *query, mx_error *error);
 void mx_query_free(mx_query *query);
 
 const char *mx_op_name(mx_op op);

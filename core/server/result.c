@@ -143,34 +143,70 @@ json_t *mx_result_chunks(const char *text, const mx_chunk *chunks, size_t n)
     return json_pack("{s:o}", "chunks", array);
 }
 
-json_t *mx_result_models(const mx_model *model, const mx_chat_template *chat, const char *model_name, int context)
+static json_t *model_facts(const mx_served *served)
 {
     static const char *const templates[] = {
         [MX_TEMPLATE_NONE] = NULL, [MX_TEMPLATE_MIXTRAL] = "mixtral", [MX_TEMPLATE_CHATML] = "chatml",
         [MX_TEMPLATE_LLAMA3] = "llama3"};
+    const mx_model *model = served->model;
     const mx_hparams *h = &model->hparams;
     char identity[2 * sizeof(model->identity) + 1];
-    json_int_t weight_bytes = 0;
 
-    for (size_t i = 0; i < mx_gguf_n_tensors(model->gguf); i++)
-        weight_bytes += (json_int_t)mx_gguf_tensor_at(model->gguf, i)->bytes;
     for (size_t i = 0; i < sizeof(model->identity); i++)
         snprintf(identity + 2 * i, 3, "%02x", model->identity[i]);
-    return json_pack("{s:[{s:o, s:s, s:i, s:i, s:i, s:i, s:i, s:i, s:I, s:s, s:s?}]}", "models",
-                     "name", mx_json_text(model_name, strlen(model_name)),
+    return json_pack("{s:o, s:s, s:i, s:i, s:i, s:i, s:i, s:i, s:I, s:s, s:s?}",
+                     "name", mx_json_text(served->name, strlen(served->name)),
                      "architecture", "llama", /* the one there is: weights.c refuses others */
                      "n_layers", h->n_layers,
                      "dim", h->dim,
                      "n_experts", h->n_experts,
                      "n_experts_used", h->n_experts_used,
                      "n_vocab", h->n_vocab,
-                     "context", context,
-                     "weight_bytes", weight_bytes,
+                     "context", served->context,
+                     "weight_bytes", (json_int_t)mx_model_weight_bytes(model),
                      "identity", identity,
-                     "template", templates[mx_chat_template_kind(chat)]);
+                     "template", templates[mx_chat_template_kind(served->chat)]);
 }
 
-json_t *mx_result_stats(const mx_scheduler_stats *stats)
+/* [of(model), ...] for one or all. */
+static json_t *each(const mx_served_list *models, const mx_served *only, json_t *(*of)(const mx_served *))
+{
+    int n = atomic_load(&models->n);
+    json_t *array = json_array();
+
+    for (int i = 0; i < n; i++) {
+        if ((!only || models->models[i] == only) && json_array_append_new(array, of(models->models[i])) != 0) {
+            json_decref(array);
+            return NULL;
+        }
+    }
+    return array;
+}
+
+json_t *mx_result_models(const mx_served_list *models, const mx_served *only)
+{
+    return json_pack("{s:o}", "models", each(models, only, model_facts));
+}
+
+/* ---- Statistics ---- */
+
+/* [{bound: limit, counted: count}, ...] with limits 1, 2, 4, ..., null for the last where it has none. */
+static json_t *histogram(const char *bound, const char *counted, const int64_t *counts, int n, bool ends)
+{
+    json_t *array = json_array();
+
+    for (int i = 0; i < n; i++) {
+        json_t *limit = i == n - 1 && !ends ? json_null() : json_integer(INT64_C(1) << i);
+
+        if (json_array_append_new(array, json_pack("{s:o, s:I}", bound, limit, counted, (json_int_t)counts[i])) != 0) {
+            json_decref(array);
+            return NULL;
+        }
+    }
+    return array;
+}
+
+static json_t *figures_of(const mx_scheduler_stats *stats)
 {
     const struct {
         const char *name;
@@ -182,21 +218,70 @@ json_t *mx_result_stats(const mx_scheduler_stats *stats)
         {"kv_blocks_cached", stats->kv_blocks_cached},   {"kv_blocks_free", stats->kv_blocks_free},
         {"prompt_tokens", stats->prompt_tokens},         {"cached_tokens", stats->cached_tokens},
         {"completion_tokens", stats->completion_tokens}, {"preemptions", stats->preemptions},
-        {"steps", stats->steps},
-        {"first_tokens", stats->first_tokens},           {"queue_ms_total", stats->queue_us / 1000},
-        {"first_token_ms_total", stats->first_token_us / 1000},
+        {"steps", stats->steps},                         {"first_tokens", stats->first_tokens},
+        {"queue_ms_total", stats->queue_us / 1000},      {"first_token_ms_total", stats->first_token_us / 1000},
+        {"weight_bytes", stats->weight_bytes},           {"kv_bytes", stats->kv_bytes},
     };
-    json_t *object = json_object(), *batch;
+    const struct {
+        const char *name;
+        json_t *value;
+    } histograms[] = {
+        {"batch", histogram("tokens", "steps", stats->batch, MX_BATCH_BUCKETS, true)},
+        {"queue_ms", histogram("ms", "requests", stats->queue_times, MX_TIME_BUCKETS, false)},
+        {"first_token_ms", histogram("ms", "requests", stats->first_token_times, MX_TIME_BUCKETS, false)},
+    };
+    json_t *object = json_object();
+    int failed = 0;
 
-    for (size_t i = 0; i < sizeof(figures) / sizeof(figures[0]); i++) {
-        if (json_object_set_new(object, figures[i].name, json_integer(figures[i].value)) != 0) {
-            json_decref(object);
-            return NULL;
-        }
+    for (size_t i = 0; i < sizeof(figures) / sizeof(figures[0]); i++)
+        failed |= json_object_set_new(object, figures[i].name, json_integer(figures[i].value));
+    for (size_t i = 0; i < sizeof(histograms) / sizeof(histograms[0]); i++)
+        failed |= json_object_set_new(object, histograms[i].name, histograms[i].value);
+    if (!failed)
+        return object;
+    json_decref(object);
+    return NULL;
+}
+
+static json_t *stats_of(const mx_served *served)
+{
+    mx_scheduler_stats stats;
+    json_t *object;
+
+    mx_scheduler_get_stats(served->scheduler, &stats);
+    object = figures_of(&stats);
+    if (json_object_set_new(object, "name", mx_json_text(served->name, strlen(served->name))) == 0)
+        return object;
+    json_decref(object);
+    return NULL;
+}
+
+/* A snapshot is nothing but figures. */
+static void add_stats(mx_scheduler_stats *sum, const mx_scheduler_stats *stats)
+{
+    _Static_assert(sizeof(*sum) % sizeof(int64_t) == 0, "every member is an int64_t");
+    int64_t *to = (int64_t *)sum;
+    const int64_t *from = (const int64_t *)stats;
+
+    for (size_t i = 0; i < sizeof(*sum) / sizeof(int64_t); i++)
+        to[i] += from[i];
+}
+
+json_t *mx_result_stats(const mx_served_list *models, const mx_served *only)
+{
+    mx_scheduler_stats sum = {0}, stats;
+    int n = atomic_load(&models->n);
+    json_t *object;
+
+    if (only)
+        return stats_of(only);
+    for (int i = 0; i < n; i++) {
+        mx_scheduler_get_stats(models->models[i]->scheduler, &stats);
+        add_stats(&sum, &stats);
     }
-    batch = json_array();
-    for (int i = 0; i < MX_BATCH_BUCKETS && batch; i++)
-        json_array_append_new(batch, json_pack("{s:i, s:I}", "tokens", 1 << i, "steps", (json_int_t)stats->batch[i]));
-    json_object_set_new(object, "batch", batch);
-    return object;
+    object = figures_of(&sum);
+    if (json_object_set_new(object, "models", each(models, NULL, stats_of)) == 0)
+        return object;
+    json_decref(object);
+    return NULL;
 }

@@ -5,8 +5,7 @@
 #define MX_SERVER_RESULT_H
 
 #include <jansson.h>
-#include "../engine/scheduler.h"
-#include "../model/chat_template.h"
+#include "served.h"
 #include "../model/chunks.h"
 
 /* Of chat, complete and embed. */
@@ -14,7 +13,9 @@ json_t *mx_result_of_outcome(const mx_outcome *outcome, const mx_tokenizer *toke
 
 json_t *mx_result_tokens(const mx_tokenizer *tokenizer, const mx_tokens *tokens);
 json_t *mx_result_chunks(const char *text, const mx_chunk *chunks, size_t n);
-json_t *mx_result_models(const mx_model *model, const mx_chat_template *chat, const char *model_name, int context);
-json_t *mx_result_stats(const mx_scheduler_stats *stats);
+
+/* Of one model, or of all where it is NULL: stats then has their sums, and each under "models". */
+json_t *mx_result_models(const mx_served_list *models, const mx_served *only);
+json_t *mx_result_stats(const mx_served_list *models, const mx_served *only);
 
 #endif

@@ -52,7 +52,6 @@ typedef struct connection {
 
 struct mx_server {
     mx_server_options options;
-    mx_query_limits limits;
     mx_worker *worker;
     int epoll;
     mx_wake wake;
@@ -85,7 +84,7 @@ static void cancel_call(mx_server *server, mx_call *call, const mx_error *reason
     uint64_t handle;
 
     if (mx_call_cancel(call, reason, &handle))
-        mx_scheduler_cancel(server->options.scheduler, handle);
+        mx_scheduler_cancel(call->query.served->scheduler, handle);
     else
         mx_worker_drop(server->worker, call);
 }
@@ -104,26 +103,45 @@ static void cancel_calls(mx_server *server, connection *c, uint32_t id, const mx
 
 /* ---- Requests ---- */
 
-static void answer_error(connection *c, uint32_t id, const mx_error *error)
-{
-    mx_channel_send(c->channel, MX_FRAME_ERROR, id, mx_json_of_error(error));
-}
-
-static void answer_stats(mx_server *server, mx_call *call)
-{
-    mx_scheduler_stats stats;
-
-    mx_scheduler_get_stats(server->options.scheduler, &stats);
-    mx_call_result(call, mx_result_stats(&stats));
-}
-
-/* The tenant of a request is what the peer names, if it may, or the peer itself. */
+/* The tenant of a request is what the peer names, if it may, or the peer itself; likewise its limits. */
 static mx_status check_tenant(const connection *c, const mx_query *query, mx_error *error)
 {
-    if (!query->tenant || !c->tenant[0] || strcmp(query->tenant, c->tenant) == 0)
+    if (!c->tenant[0])
         return MX_OK;
-    return mx_fail(error, MX_DENIED, "tenant", "option tenant: this connection is the tenant %s and may name no other",
-                   c->tenant);
+    if (query->tenant && strcmp(query->tenant, c->tenant) != 0)
+        return mx_fail(error, MX_DENIED, "tenant", "option tenant: this connection is the tenant %s and may name no other",
+                       c->tenant);
+    if (query->tenant_requests >= 0 || query->tenant_tokens_per_minute >= 0)
+        return mx_fail(error, MX_DENIED, "tenant_requests", "options tenant_requests and tenant_tokens_per_minute: the tenant "
+                       "%s may not set its own limits", c->tenant);
+    return MX_OK;
+}
+
+static mx_status enter_tenant(mx_server *server, mx_call *call, mx_error *error)
+{
+    const mx_query *query = &call->query;
+    mx_tenant_limits limits = server->options.tenant_limits;
+    const char *name = call->tenant[0] ? call->tenant : query->tenant ? query->tenant : "";
+
+    if (query->tenant_requests >= 0)
+        limits.requests = query->tenant_requests;
+    if (query->tenant_tokens_per_minute >= 0)
+        limits.tokens_per_minute = query->tenant_tokens_per_minute;
+    return mx_tenants_enter(server->options.tenants, name, &limits, call->arrived_ns, &call->account, error);
+}
+
+/* What no limit holds up: it asks for nothing but facts. */
+static bool is_inquiry(const mx_query *query)
+{
+    return query->op == MX_OP_STATS || query->op == MX_OP_MODELS;
+}
+
+static void answer_inquiry(mx_server *server, mx_call *call)
+{
+    const mx_served_list *models = server->options.models;
+    const mx_served *only = call->query.names_model ? call->query.served : NULL;
+
+    mx_call_result(call, call->query.op == MX_OP_STATS ? mx_result_stats(models, only) : mx_result_models(models, only));
 }
 
 /* MX_CORRUPT is the connection's end; any other failure has been answered under the request's id. */
@@ -132,14 +150,11 @@ static mx_status take_request(mx_server *server, connection *c, const mx_frame *
     json_t *json = mx_json_parse(frame->body, frame->body_bytes, error);
     mx_call *call = NULL;
     mx_query query;
-    mx_status status;
+    mx_status status = json ? mx_query_parse(json, server->options.models, &query, error) : error->status;
 
-    if (!json)
-        return MX_CORRUPT;
-    status = mx_query_parse(json, &server->limits, &query, error);
     if (status == MX_OK) {
         status = check_tenant(c, &query, error);
-        if (status == MX_OK && atomic_load(&server->draining) && query.op != MX_OP_STATS)
+        if (status == MX_OK && atomic_load(&server->draining) && !is_inquiry(&query))
             status = mx_fail(error, MX_UNAVAILABLE, NULL, "the engine is shutting down");
         if (status != MX_OK)
             mx_query_free(&query);
@@ -149,20 +164,17 @@ static mx_status take_request(mx_server *server, connection *c, const mx_frame *
     if (status == MX_CORRUPT)
         return status;
     if (status != MX_OK) {
-        answer_error(c, frame->id, error);
+        mx_channel_error(c->channel, frame->id, error);
         return status;
     }
-    call->model_name = server->options.model_name;
-    call->tokenizer = server->options.tokenizer;
     call->queue_bytes = frame->body_bytes;
     snprintf(call->tenant, sizeof(call->tenant), "%s", c->tenant);
-    if (call->query.op == MX_OP_STATS) {
-        answer_stats(server, call);
-    } else if (call->query.op == MX_OP_MODELS) {
-        mx_call_result(call, mx_result_models(server->options.model, server->options.chat, server->options.model_name,
-                                              server->options.context));
+    if (is_inquiry(&call->query)) {
+        answer_inquiry(server, call);
     } else {
-        status = mx_worker_add(server->worker, call, error);
+        status = enter_tenant(server, call, error);
+        if (status == MX_OK)
+            status = mx_worker_add(server->worker, call, error);
         if (status == MX_OK)
             return MX_OK;
         mx_call_error(call, error);
@@ -227,7 +239,7 @@ static void read_connection(mx_server *server, connection *c)
     if (status == MX_OK || status == MX_AGAIN)
         return;
     if (status != MX_UNAVAILABLE) {
-        answer_error(c, 0, &error);
+        mx_channel_error(c->channel, 0, &error);
         server_log(server, MX_LOG_WARNING, error.text);
     }
     c->dead = true;
@@ -255,8 +267,8 @@ static void write_connection(mx_server *server, connection *c, int64_t now_ms)
         c->blocked_since_ms = 0;
     else if (c->unsent < before || c->blocked_since_ms == 0)
         c->blocked_since_ms = now_ms;
-    if (resumed)
-        mx_scheduler_wake(server->options.scheduler);
+    for (int i = 0; resumed && i < atomic_load(&server->options.models->n); i++)
+        mx_scheduler_wake(server->options.models->models[i]->scheduler);
 }
 
 /* Tells epoll what to wait for: input unless too much output waits, output if there is any. */
@@ -511,14 +523,6 @@ static void *run(void *arg)
 
 mx_status mx_server_open(const mx_server_options *options, mx_server **server, mx_error *error)
 {
-    mx_worker_options worker_options = {
-        .tokenizer = options->tokenizer,
-        .chat = options->chat,
-        .scheduler = options->scheduler,
-        .model_name = options->model_name,
-        .context = options->context,
-        .max_queue = options->max_queue,
-    };
     struct epoll_event event = {.events = EPOLLIN, .data.ptr = NULL};
     mx_server *s = calloc(1, sizeof(*s));
     mx_status status;
@@ -529,7 +533,6 @@ mx_status mx_server_open(const mx_server_options *options, mx_server **server, m
         return mx_fail(error, MX_NOMEM, NULL, "out of memory for the server");
     }
     s->options = *options;
-    s->limits = (mx_query_limits){options->model_name, options->model->hparams.n_vocab};
     for (int i = 0; i < MX_CONNECTIONS_MAX; i++)
         atomic_init(&s->fds[i], -1);
     atomic_init(&s->listener, -1);
@@ -538,7 +541,7 @@ mx_status mx_server_open(const mx_server_options *options, mx_server **server, m
     if (s->epoll < 0 || s->wake.fd < 0 || epoll_ctl(s->epoll, EPOLL_CTL_ADD, s->wake.fd, &event) < 0)
         status = mx_fail(error, MX_IO, NULL, "cannot make the server's descriptors: %m");
     else
-        status = mx_worker_open(&worker_options, &s->worker, error);
+        status = mx_worker_open(options->max_queue, &s->worker, error);
     if (status == MX_OK)
         status = mx_thread_start(&s->thread, run, s, error);
     s->running = status == MX_OK;

@@ -4,27 +4,23 @@
  * Closing is two steps, because the requests that still run end in between:
  *
  *     mx_server_stop          joins I/O thread and worker; nothing calls the scheduler from then on
- *     mx_scheduler_close      ends what runs: errors go into the connections' buffers
+ *     mx_served_close         of each model ends what runs: errors go into the connections' buffers
  *     mx_server_close         sends them, as far as the sockets take them, and closes the connections
  */
 #ifndef MX_SERVER_SERVER_H
 #define MX_SERVER_SERVER_H
 
 #include <sys/types.h>
-#include "../engine/scheduler.h"
-#include "../model/chat_template.h"
+#include "served.h"
 
 #define MX_CONNECTIONS_MAX 1024
 
 typedef struct mx_server mx_server;
 
 typedef struct { /* everything is the caller's and outlives the server */
-    const mx_model *model;
-    const mx_tokenizer *tokenizer;
-    const mx_chat_template *chat;
-    mx_scheduler *scheduler;
-    const char *model_name;
-    int context;
+    const mx_served_list *models; /* may grow */
+    mx_tenants *tenants;
+    mx_tenant_limits tenant_limits; /* of those for whom a request names no others */
     int max_queue;
     int stall_timeout_ms;
     void (*log)(void *arg, mx_log_level level, const char *line); /* NULL: silence */

@@ -218,7 +218,7 @@ mx_status mx_hello_check(const mx_frame *frame, mx_error *error)
         return mx_fail(error, MX_CORRUPT, NULL, "frame: expected a hello first, got a %s", frame_rules[frame->type].name);
     json = mx_json_parse(frame->body, frame->body_bytes, error);
     if (!json)
-        return MX_CORRUPT;
+        return error->status;
     protocol = json_object_get(json, "protocol");
     version = json_object_get(json, "version");
     if (!json_is_integer(protocol) || !json_is_string(version))
@@ -233,78 +233,36 @@ mx_status mx_hello_check(const mx_frame *frame, mx_error *error)
 
 /* ---- JSON ---- */
 
-/* Bounds what parsing will cost: looks at structure only, leaving syntax to the parser. */
-static mx_status check_extent(const char *text, size_t bytes, mx_error *error)
+typedef struct {
+    mx_buffer out;
+    bool failed; /* Jansson goes on after a key that it could not write */
+} dump;
+
+static int dump_more(const char *text, size_t bytes, void *arg)
 {
-    size_t values = 1;
-    int depth = 0;
-    bool in_string = false;
+    dump *d = arg;
 
-    for (size_t i = 0; i < bytes; i++) {
-        if (in_string) {
-            if (text[i] == '\\')
-                i++;
-            else if (text[i] == '"')
-                in_string = false;
-            continue;
-        }
-        switch (text[i]) {
-        case '"':
-            in_string = true;
-            break;
-        case '{':
-        case '[':
-            values++;
-            if (++depth > MX_JSON_DEPTH_MAX)
-                return mx_fail(error, MX_CORRUPT, NULL, "JSON: nested deeper than %d", MX_JSON_DEPTH_MAX);
-            break;
-        case '}':
-        case ']':
-            depth--;
-            break;
-        case ',':
-            values++;
-            break;
-        default:
-            break;
-        }
-        if (values > MX_JSON_VALUES_MAX)
-            return mx_fail(error, MX_CORRUPT, NULL, "JSON: more than %d values", MX_JSON_VALUES_MAX);
-    }
-    return MX_OK;
-}
-
-json_t *mx_json_parse(const char *text, size_t bytes, mx_error *error)
-{
-    json_error_t at;
-    json_t *json;
-
-    if (check_extent(text, bytes, error) != MX_OK)
-        return NULL;
-    json = json_loadb(text, bytes, JSON_REJECT_DUPLICATES | JSON_ALLOW_NUL | JSON_DECODE_ANY, &at);
-    if (!json && json_error_code(&at) == json_error_out_of_memory) {
-        mx_fail(error, MX_NOMEM, NULL, "out of memory for %zu bytes of JSON", bytes);
-    } else if (!json) {
-        mx_fail(error, MX_CORRUPT, NULL, "JSON: %s (at byte %d)", at.text, at.position);
-    } else if (!json_is_object(json)) {
-        mx_fail(error, MX_CORRUPT, NULL, "JSON: expected an object");
-        json_decref(json);
-        json = NULL;
-    }
-    return json;
+    d->failed = d->failed || mx_buffer_append(&d->out, text, bytes, NULL) != MX_OK;
+    return d->failed ? -1 : 0;
 }
 
 char *mx_json_dump(const json_t *json, size_t *bytes)
 {
     /* nine digits tell any two float32 apart */
-    char *text = json_dumps(json, JSON_COMPACT | JSON_ENCODE_ANY | JSON_REAL_PRECISION(9));
+    const size_t flags = JSON_COMPACT | JSON_ENCODE_ANY | JSON_REAL_PRECISION(9);
+    dump d = {0};
 
-    *bytes = text ? strlen(text) : 0;
-    return text;
+    *bytes = 0;
+    if (json_dump_callback(json, dump_more, &d, flags) != 0 || dump_more("", 1, &d) != 0 || d.failed) {
+        mx_buffer_free(&d.out);
+        return NULL;
+    }
+    *bytes = mx_buffer_bytes(&d.out) - 1;
+    return d.out.data;
 }
 
-/* Bytes of the UTF-8 character at text, 0 if there is none. Source: Unicode 15, table 3-7. */
-static size_t character(const unsigned char *text, size_t bytes)
+/* Source: Unicode 15, table 3-7. */
+size_t mx_utf8_character(const unsigned char *text, size_t bytes)
 {
     unsigned char first = text[0], low = 0x80, high = 0xBF;
     size_t length = first < 0x80 ? 1 : first < 0xC2 ? 0 : first < 0xE0 ? 2 : first < 0xF0 ? 3 : first < 0xF5 ? 4 : 0;
@@ -337,7 +295,7 @@ json_t *mx_json_text(const char *text, size_t bytes)
     if (!clean)
         return NULL;
     for (size_t i = 0; i < bytes; i += length) {
-        length = character((const unsigned char *)text + i, bytes - i);
+        length = mx_utf8_character((const unsigned char *)text + i, bytes - i);
         if (length == 0) {
             memcpy(clean + end, "\xEF\xBF\xBD", 3);
             end += 3;
@@ -354,9 +312,11 @@ json_t *mx_json_text(const char *text, size_t bytes)
 
 json_t *mx_json_of_error(const mx_error *error)
 {
-    return json_pack("{s:s, s:o, s:o}", "status", mx_status_name(error->status), "field",
+    json_t *retry = error->retry_after_ms > 0 ? json_integer(error->retry_after_ms) : NULL;
+
+    return json_pack("{s:s, s:o, s:o, s:o*}", "status", mx_status_name(error->status), "field",
                      mx_json_text(error->field, strlen(error->field)), "text",
-                     mx_json_text(error->text, strlen(error->text)));
+                     mx_json_text(error->text, strlen(error->text)), "retry_after_ms", retry);
 }
 
 void mx_json_to_error(const json_t *json, mx_error *error)
@@ -364,6 +324,7 @@ void mx_json_to_error(const json_t *json, mx_error *error)
     const char *name = json_string_value(json_object_get(json, "status"));
     const char *field = json_string_value(json_object_get(json, "field"));
     const char *text = json_string_value(json_object_get(json, "text"));
+    json_int_t retry_ms = json_integer_value(json_object_get(json, "retry_after_ms"));
     mx_status status = MX_INTERNAL;
 
     for (int i = MX_BUSY; name && i <= MX_INTERNAL; i++) {
@@ -371,4 +332,5 @@ void mx_json_to_error(const json_t *json, mx_error *error)
             status = (mx_status)i;
     }
     mx_fail(error, status, field, "%s", text ? text : "an error without a text");
+    error->retry_after_ms = retry_ms > 0 ? retry_ms : 0;
 }

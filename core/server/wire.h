@@ -10,7 +10,7 @@
  * RESULT or ERROR. An ERROR with id 0 is about the connection, which ends with it.
  *
  * Everything received is hostile: a header is checked before its body is waited for, and a body's JSON is bounded in depth
- * and in the number of its values before it is parsed (a byte of JSON can cost 70 of memory). No state but the buffers, which are
+ * and in the number of its values (a byte of JSON can cost 70 of memory). No state but the buffers, which are
  * one thread's at a time.
  */
 #ifndef MX_SERVER_WIRE_H
@@ -31,7 +31,7 @@ typedef enum {
     MX_FRAME_CANCEL,    /* client   no body */
     MX_FRAME_PIECE,     /* server   {"choice", "text"} */
     MX_FRAME_RESULT,    /* server   see mx_client_request */
-    MX_FRAME_ERROR      /* server   {"status", "field", "text"} */
+    MX_FRAME_ERROR      /* server   {"status", "field", "text", "retry_after_ms"?} */
 } mx_frame_type;
 
 typedef enum { MX_FROM_CLIENT = 1, MX_FROM_SERVER = 2 } mx_sender;
@@ -68,7 +68,8 @@ mx_status mx_frame_peek(const mx_buffer *in, mx_sender from, mx_frame *frame, mx
 void mx_frame_consume(mx_buffer *in, const mx_frame *frame);
 
 mx_status mx_hello_append(mx_buffer *out, mx_error *error);
-mx_status mx_hello_check(const mx_frame *frame, mx_error *error); /* MX_CORRUPT: no HELLO, or of another protocol */
+/* MX_CORRUPT: no HELLO, or of another protocol. MX_NOMEM. `error` is not NULL. */
+mx_status mx_hello_check(const mx_frame *frame, mx_error *error);
 
 /* A JSON object, for json_decref; NULL (MX_CORRUPT, or MX_NOMEM) where the text is none or exceeds the bounds above. U+0000 is
  * allowed in strings, so their length counts. */
@@ -79,6 +80,9 @@ char *mx_json_dump(const json_t *json, size_t *bytes);
 
 /* A JSON string of any bytes: what is no UTF-8 becomes U+FFFD, and U+0000 is dropped. NULL: out of memory. */
 json_t *mx_json_text(const char *text, size_t bytes);
+
+/* Bytes of the UTF-8 character at text, 0 if there is none. */
+size_t mx_utf8_character(const unsigned char *text, size_t bytes);
 
 json_t *mx_json_of_error(const mx_error *error);           /* the body of an ERROR; NULL: out of memory */
 void mx_json_to_error(const json_t *json, mx_error *error); /* and back; never leaves MX_OK or MX_AGAIN */

@@ -15,11 +15,12 @@
 #include "result.h"
 
 #define QUEUE_BYTES_MAX ((size_t)256 << 20) /* of the queued calls' texts */
+#define RETRY_MS 1000                       /* texts are read in moments */
 #define LONGEST_LOOK_MS 60000               /* mx_worker_expire's answer at most */
 #define SEED_MASK ((UINT64_C(1) << 53) - 1) /* JSON numbers hold it everywhere */
 
 struct mx_worker {
-    mx_worker_options options;
+    int max_queue;
     pthread_t thread;
     pthread_mutex_t lock;
     pthread_cond_t work; /* the queue is not empty, or stopping */
@@ -47,25 +48,24 @@ mx_status mx_thread_start(pthread_t *thread, void *(*run)(void *), void *arg, mx
 /* ---- What a call needs ---- */
 
 /* A text that no tokenizer could fit into the context is refused before it is tokenised. */
-static mx_status check_fits(const mx_worker *worker, const char *field, size_t bytes, mx_error *error)
+static mx_status check_fits(const mx_served *served, const char *field, size_t bytes, mx_error *error)
 {
-    size_t longest = mx_tokenizer_longest_piece(worker->options.tokenizer);
+    size_t longest = mx_tokenizer_longest_piece(served->tokenizer);
 
-    if (bytes / longest < (size_t)worker->options.context)
+    if (bytes / longest < (size_t)served->context)
         return MX_OK;
     return mx_fail(error, MX_TOO_LARGE, field,
                    "%s: %zu bytes do not fit a context of %d tokens: a token has at most %zu bytes", field, bytes,
-                   worker->options.context, longest);
+                   served->context, longest);
 }
 
 /* A text as a prompt: BOS where the vocabulary adds it; EOS likewise at the end of what is to be embedded. */
-static mx_status tokenize_prompt(const mx_worker *worker, const mx_call *call, mx_tokens *tokens, uint8_t **classes,
-                                 mx_error *error)
+static mx_status tokenize_prompt(const mx_call *call, mx_tokens *tokens, uint8_t **classes, mx_error *error)
 {
-    const mx_tokenizer *tokenizer = worker->options.tokenizer;
     const mx_query *query = &call->query;
+    const mx_tokenizer *tokenizer = query->served->tokenizer;
     const char *field = query->op == MX_OP_EMBED ? "text" : "prompt";
-    mx_status status = check_fits(worker, field, query->text.bytes, error);
+    mx_status status = check_fits(query->served, field, query->text.bytes, error);
 
     if (status == MX_OK && mx_tokenizer_add_bos(tokenizer))
         status = mx_tokens_push(tokens, mx_tokenizer_bos(tokenizer), error);
@@ -83,8 +83,7 @@ static mx_status tokenize_prompt(const mx_worker *worker, const mx_call *call, m
     return MX_OK;
 }
 
-static mx_status render_messages(const mx_worker *worker, const mx_call *call, mx_tokens *tokens, uint8_t **classes,
-                                 mx_error *error)
+static mx_status render_messages(const mx_call *call, mx_tokens *tokens, uint8_t **classes, mx_error *error)
 {
     const mx_query *query = &call->query;
     size_t bytes = 0;
@@ -92,16 +91,15 @@ static mx_status render_messages(const mx_worker *worker, const mx_call *call, m
 
     for (size_t i = 0; i < query->n_messages; i++)
         bytes += query->messages[i].bytes;
-    status = check_fits(worker, "messages", bytes, error);
+    status = check_fits(query->served, "messages", bytes, error);
     if (status == MX_OK)
-        status = mx_chat_render(worker->options.chat, query->template_kind, query->messages, query->n_messages,
+        status = mx_chat_render(query->served->chat, query->template_kind, query->messages, query->n_messages,
                                 &call->cancelled, tokens, classes, error);
     return status;
 }
 
 /* Hands tokens to the scheduler, which ends the call from then on. */
-static mx_status submit(const mx_worker *worker, mx_call *call, const mx_tokens *tokens, const uint8_t *classes,
-                        mx_error *error)
+static mx_status submit(mx_call *call, const mx_tokens *tokens, const uint8_t *classes, mx_error *error)
 {
     const mx_query *query = &call->query;
     mx_request_spec spec = {
@@ -114,6 +112,7 @@ static mx_status submit(const mx_worker *worker, mx_call *call, const mx_tokens 
         .max_tokens = query->max_tokens,
         .ignore_eos = query->ignore_eos,
         .tenant = call->tenant[0] ? call->tenant : query->tenant,
+        .account = call->account,
         .cache = query->cache,
         .timeout_ms = query->timeout_ms,
         .arrived_ns = call->arrived_ns,
@@ -130,51 +129,52 @@ static mx_status submit(const mx_worker *worker, mx_call *call, const mx_tokens 
         spec.sampling.seed &= SEED_MASK;
     }
     mx_call_hold(call); /* the sink's */
-    status = mx_scheduler_submit(worker->options.scheduler, &spec, &handle, error);
+    status = mx_scheduler_submit(query->served->scheduler, &spec, &handle, error);
     if (status != MX_OK)
         mx_call_release(call);
     else if (mx_call_submitted(call, handle))
-        mx_scheduler_cancel(worker->options.scheduler, handle);
+        mx_scheduler_cancel(query->served->scheduler, handle);
     return status;
 }
 
-static mx_status compute(const mx_worker *worker, mx_call *call, mx_error *error)
+static mx_status compute(mx_call *call, mx_error *error)
 {
     mx_tokens tokens = {0};
     uint8_t *classes = NULL;
     mx_status status;
 
     if (call->query.op == MX_OP_CHAT)
-        status = render_messages(worker, call, &tokens, &classes, error);
+        status = render_messages(call, &tokens, &classes, error);
     else
-        status = tokenize_prompt(worker, call, &tokens, &classes, error);
+        status = tokenize_prompt(call, &tokens, &classes, error);
     if (status == MX_OK)
-        status = submit(worker, call, &tokens, classes, error);
+        status = submit(call, &tokens, classes, error);
     mx_tokens_free(&tokens);
     free(classes);
     return status;
 }
 
-static mx_status tokenize(const mx_worker *worker, const mx_call *call, json_t **result, mx_error *error)
+static mx_status tokenize(const mx_call *call, json_t **result, mx_error *error)
 {
     const mx_str *text = &call->query.text;
+    const mx_tokenizer *tokenizer = call->query.served->tokenizer;
     mx_tokens tokens = {0};
     mx_status status =
-        mx_tokenize(worker->options.tokenizer, text->data, text->bytes, 0, &call->cancelled, &tokens, error);
+        mx_tokenize(tokenizer, text->data, text->bytes, 0, &call->cancelled, &tokens, error);
 
     if (status == MX_OK && call->query.op == MX_OP_TOKEN_COUNT)
         *result = json_pack("{s:I}", "count", (json_int_t)tokens.count);
     else if (status == MX_OK)
-        *result = mx_result_tokens(worker->options.tokenizer, &tokens);
+        *result = mx_result_tokens(tokenizer, &tokens);
     mx_tokens_free(&tokens);
     return status;
 }
 
-static mx_status detokenize(const mx_worker *worker, const mx_call *call, json_t **result, mx_error *error)
+static mx_status detokenize(const mx_call *call, json_t **result, mx_error *error)
 {
     char *text = NULL;
     size_t bytes = 0;
-    mx_status status = mx_detokenize(worker->options.tokenizer, call->query.tokens, call->query.n_tokens, false, &text,
+    mx_status status = mx_detokenize(call->query.served->tokenizer, call->query.tokens, call->query.n_tokens, false, &text,
                                      &bytes, error);
 
     if (status == MX_OK)
@@ -183,12 +183,12 @@ static mx_status detokenize(const mx_worker *worker, const mx_call *call, json_t
     return status;
 }
 
-static mx_status chunk(const mx_worker *worker, const mx_call *call, json_t **result, mx_error *error)
+static mx_status chunk(const mx_call *call, json_t **result, mx_error *error)
 {
     const mx_query *query = &call->query;
     mx_chunk *chunks = NULL;
     size_t n = 0;
-    mx_status status = mx_chunks(worker->options.tokenizer, query->text.data, query->text.bytes, query->size,
+    mx_status status = mx_chunks(query->served->tokenizer, query->text.data, query->text.bytes, query->size,
                                  query->overlap, &call->cancelled, &chunks, &n, error);
 
     if (status != MX_OK)
@@ -199,7 +199,7 @@ static mx_status chunk(const mx_worker *worker, const mx_call *call, json_t **re
 }
 
 /* Does one call's work. It has ended afterwards, or is the scheduler's. */
-static void serve(const mx_worker *worker, mx_call *call)
+static void serve(mx_call *call)
 {
     mx_error error = {0};
     json_t *result = NULL;
@@ -208,16 +208,16 @@ static void serve(const mx_worker *worker, mx_call *call)
     switch (call->query.op) {
     case MX_OP_TOKENIZE:
     case MX_OP_TOKEN_COUNT:
-        status = tokenize(worker, call, &result, &error);
+        status = tokenize(call, &result, &error);
         break;
     case MX_OP_DETOKENIZE:
-        status = detokenize(worker, call, &result, &error);
+        status = detokenize(call, &result, &error);
         break;
     case MX_OP_CHUNKS:
-        status = chunk(worker, call, &result, &error);
+        status = chunk(call, &result, &error);
         break;
     default:
-        status = compute(worker, call, &error);
+        status = compute(call, &error);
         if (status == MX_OK)
             return;
         break;
@@ -265,7 +265,7 @@ static void *run(void *arg)
             break;
         call = worker->current = unlink_call(worker, &worker->first);
         pthread_mutex_unlock(&worker->lock);
-        serve(worker, call);
+        serve(call);
         pthread_mutex_lock(&worker->lock);
         worker->current = NULL;
         mx_call_release(call);
@@ -274,7 +274,7 @@ static void *run(void *arg)
     return NULL;
 }
 
-mx_status mx_worker_open(const mx_worker_options *options, mx_worker **worker, mx_error *error)
+mx_status mx_worker_open(int max_queue, mx_worker **worker, mx_error *error)
 {
     mx_worker *w = calloc(1, sizeof(*w));
 
@@ -290,7 +290,7 @@ mx_status mx_worker_open(const mx_worker_options *options, mx_worker **worker, m
         free(w);
         return mx_fail(error, MX_NOMEM, NULL, "out of memory for the worker's queue");
     }
-    w->options = *options;
+    w->max_queue = max_queue;
     w->last = &w->first;
     *worker = w;
     return MX_OK;
@@ -328,11 +328,13 @@ mx_status mx_worker_add(mx_worker *worker, mx_call *call, mx_error *error)
     mx_status status = MX_OK;
 
     pthread_mutex_lock(&worker->lock);
-    if (worker->n_queued >= worker->options.max_queue || worker->queued_bytes > QUEUE_BYTES_MAX - call->queue_bytes)
-        status = mx_fail(error, MX_BUSY, NULL, "%d requests with %zu bytes wait to be read already; try later",
-                         worker->n_queued, worker->queued_bytes);
-    else if (!worker->started)
+    if (worker->n_queued >= worker->max_queue || worker->queued_bytes > QUEUE_BYTES_MAX - call->queue_bytes) {
+        mx_fail(error, MX_BUSY, NULL, "%d requests with %zu bytes wait to be read already; try again in %d ms",
+                worker->n_queued, worker->queued_bytes, RETRY_MS);
+        status = mx_retry_after(error, RETRY_MS);
+    } else if (!worker->started) {
         status = mx_thread_start(&worker->thread, run, worker, error);
+    }
     if (status == MX_OK) {
         worker->started = true;
         call->queue_next = NULL;

@@ -12,16 +12,8 @@
 
 typedef struct mx_worker mx_worker;
 
-typedef struct { /* everything is the caller's and outlives the worker */
-    const mx_tokenizer *tokenizer;
-    const mx_chat_template *chat;
-    mx_scheduler *scheduler;
-    const char *model_name;
-    int context;
-    int max_queue;
-} mx_worker_options;
-
-mx_status mx_worker_open(const mx_worker_options *options, mx_worker **worker, mx_error *error);
+/* max_queue: calls that wait, before MX_BUSY. */
+mx_status mx_worker_open(int max_queue, mx_worker **worker, mx_error *error);
 void mx_worker_close(mx_worker *worker); /* ends its calls with MX_UNAVAILABLE, joins; takes NULL */
 
 /* Takes the caller's reference over where it succeeds. MX_BUSY when the queue is full. Any thread. */

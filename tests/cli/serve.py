@@ -4,25 +4,15 @@ import json
 import os
 import signal
 import socket
-import struct
 import subprocess
 import tempfile
 import time
 
 import harness
+import peer
+from peer import ask
 
-REQUEST = 2
 LONG = ("--max-tokens", "400", "--option", "ignore_eos=true", "--temperature", "0")
-
-
-def receive(peer, size):
-    data = b""
-    while len(data) < size:
-        got = peer.recv(size - len(data))
-        if not got:
-            raise EOFError
-        data += got
-    return data
 
 
 def ask_as(uid, path, request):
@@ -41,19 +31,6 @@ def ask_as(uid, path, request):
         text = answer.read()
     os.waitpid(child, 0)
     return json.loads(text)
-
-
-def ask(path, request):
-    with socket.socket(socket.AF_UNIX) as peer:
-        peer.connect(path)
-        for kind, number, body in ((1, 0, {"protocol": 1, "version": "test"}), (REQUEST, 7, request)):
-            data = json.dumps(body).encode()
-            peer.sendall(struct.pack("<IBxxxI", len(data), kind, number) + data)
-        while True:
-            size, kind, _ = struct.unpack("<IBxxxI", receive(peer, 12))
-            body = json.loads(receive(peer, size))
-            if kind in (5, 6):
-                return body
 
 
 class Serve(harness.Suite):
@@ -100,6 +77,43 @@ class Serve(harness.Suite):
         self.assertEqual(ask(self.socket, request)["cached_tokens"], 0)
         request["options"] = {"max_tokens": 4, "seed": 1, "cache": False}
         self.assertEqual(ask(self.socket, request)["cached_tokens"], 0)
+
+    def test_several_models_in_one_engine(self):
+        other = self.model.replace("tiny", "other")
+        self.succeeds("synth", other, *harness.TINY, "--seed", "7")
+        self.start("--context", "256", "--name", "a", "--model", other, "--name", "b", "--kv-pool", "1M", "--threads", "1")
+        options = {"max_tokens": 12, "temperature": 0, "ignore_eos": True}
+        for name, path in (("a", self.model), ("b", other)):
+            flags = ("--max-tokens", "12", "--temperature", "0", "--option", "ignore_eos=true")
+            alone = self.succeeds("complete", path, "one two three", *flags)
+            text = ask(self.socket, {"op": "complete", "prompt": "one two three", "options": dict(options, model=name)})
+            self.assertEqual(text["text"].strip(), alone.strip())
+            self.assertEqual(text["model"], name)
+        self.assertEqual(ask(self.socket, {"op": "complete", "prompt": "one", "options": {"max_tokens": 1}})["model"], "a")
+        models = ask(self.socket, {"op": "models"})["models"]
+        self.assertEqual([(m["name"], m["context"] == 256) for m in models], [("a", True), ("b", False)])
+        stats = self.stats()
+        self.assertEqual([m["requests_done"] for m in stats["models"]], [2, 1])
+        self.assertEqual(stats["requests_done"], 3)
+        of_b = ask(self.socket, {"op": "stats", "options": {"model": "b"}})
+        self.assertEqual((of_b["name"], of_b["requests_done"]), ("b", 1))
+        self.assertLessEqual(of_b["kv_bytes"], 1 << 20)
+        self.assertEqual(stats["kv_bytes"], sum(m["kv_bytes"] for m in stats["models"]))
+        self.assertIn("not open here", ask(self.socket, {"op": "stats", "options": {"model": "c"}})["text"])
+
+    def test_names_of_models_differ(self):
+        self.fails("serve", "--model", self.model, "--model", self.model, "--socket", self.socket,
+                   words=["a model named synthetic is open already"])
+
+    def test_tenants_have_limits(self):
+        self.start("--tenant-tokens-per-minute", "50", "--tenant-requests", "1")
+        request = {"op": "complete", "prompt": "one", "options": {"max_tokens": 60, "ignore_eos": True}}
+        self.assertEqual(ask(self.socket, request)["completion_tokens"], 60)
+        refused = ask(self.socket, request)
+        self.assertEqual((refused["status"], refused["field"]), ("busy", "tenant_tokens_per_minute"))
+        self.assertGreater(refused["retry_after_ms"], 5000)
+        request["options"]["tenant"] = "other"
+        self.assertEqual(ask(self.socket, request)["completion_tokens"], 60)
 
     def test_the_sockets_mode_says_who_connects(self):
         self.start()
@@ -148,17 +162,14 @@ class Serve(harness.Suite):
     def test_draining_leaves_an_inherited_socket_alone(self):
         """Its maker's copy goes on taking connections into the backlog, which must not keep this engine busy."""
         self.succeeds("synth", self.model, *harness.TINY[:-1], "1000000")
-        with socket.socket(socket.AF_UNIX) as listener, socket.socket(socket.AF_UNIX) as reader, \
-             socket.socket(socket.AF_UNIX) as late:
+        with socket.socket(socket.AF_UNIX) as listener, socket.socket(socket.AF_UNIX) as late:
             listener.bind(self.socket)
             listener.listen()
             fd = listener.fileno()
             server = self.start("--grace-ms", "3000", "--kv-pool", "1G", target=("--listen-fd", str(fd)), pass_fds=(fd,))
-            reader.connect(self.socket)  # takes nothing, so that its stream is soon paused
-            request = {"op": "complete", "prompt": "a", "options": {"max_tokens": 900000, "ignore_eos": True}}
-            for kind, number, body in ((1, 0, {"protocol": 1, "version": "test"}), (REQUEST, 1, request)):
-                data = json.dumps(body).encode()
-                reader.sendall(struct.pack("<IBxxxI", len(data), kind, number) + data)
+            reader = peer.Peer(self.socket)  # takes nothing, so that its stream is soon paused
+            self.addCleanup(reader.socket.close)
+            reader.send(1, {"op": "complete", "prompt": "a", "options": {"max_tokens": 900000, "ignore_eos": True}})
             while self.cpu_seconds(server) - self.cpu_seconds(server, 0.2) != 0:
                 pass
             server.terminate()

@@ -24,34 +24,36 @@ static void expect(int holds)
 }
 
 /* A request that is accepted keeps what options.h promises of it. */
-static void check_query(const mx_query *query, const mx_query_limits *limits)
+static void check_query(const mx_query *query, int n_vocab)
 {
     expect(query->op < MX_OP_COUNT && query->n >= 1 && query->n <= MX_CHOICES_MAX);
     expect(query->n_stop >= 0 && query->n_stop <= MX_STOP_MAX);
     for (int i = 0; i < query->n_stop; i++)
         expect(query->stop[i][0] != '\0');
     for (int i = 0; i < query->sampling.n_logit_bias; i++)
-        expect(query->sampling.logit_bias[i].id >= 0 && query->sampling.logit_bias[i].id < limits->n_vocab);
+        expect(query->sampling.logit_bias[i].id >= 0 && query->sampling.logit_bias[i].id < n_vocab);
     for (size_t i = 0; i < query->n_tokens; i++)
-        expect(query->tokens[i] >= 0 && query->tokens[i] < limits->n_vocab);
+        expect(query->tokens[i] >= 0 && query->tokens[i] < n_vocab);
     expect(query->op != MX_OP_CHAT || query->n_messages > 0);
     expect(query->op != MX_OP_CHUNKS || (query->size > query->overlap && query->overlap >= 0));
 }
 
 static mx_status take_request(const mx_frame *frame)
 {
-    static const mx_query_limits limits = {.model_name = "m", .n_vocab = 32};
+    static mx_model model = {.hparams.n_vocab = 32};
+    static mx_served served = {.name = "m", .model = &model};
+    static const mx_served_list models = {.models = {&served}, .n = 1};
     mx_error error;
     mx_query query;
     json_t *json = mx_json_parse(frame->body, frame->body_bytes, &error);
 
     if (!json)
         return MX_CORRUPT;
-    if (mx_query_parse(json, &limits, &query, &error) != MX_OK) {
+    if (mx_query_parse(json, &models, &query, &error) != MX_OK) {
         expect(error.text[0] != '\0' && error.status != MX_OK && error.status != MX_AGAIN);
         return MX_OK;
     }
-    check_query(&query, &limits);
+    check_query(&query, model.hparams.n_vocab);
     mx_query_free(&query);
     return MX_OK;
 }

@@ -126,7 +126,7 @@ typedef struct {
     uint64_t seed;
 } listener;
 
-static void on_piece(void *arg, int choice, const char *text, size_t bytes)
+static bool on_piece(void *arg, int choice, const char *text, size_t bytes)
 {
     listener *l = arg;
     sigset_t mask;
@@ -147,6 +147,7 @@ static void on_piece(void *arg, int choice, const char *text, size_t bytes)
     l->signals_blocked = sigismember(&mask, SIGINT) && sigismember(&mask, SIGALRM);
     pthread_cond_broadcast(&l->changed);
     pthread_mutex_unlock(&l->lock);
+    return grown != NULL;
 }
 
 static void on_end(void *arg, const mx_outcome *o, const mx_error *error)

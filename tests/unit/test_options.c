@@ -10,14 +10,21 @@
 #include <cmocka.h>
 #include "../../core/server/options.h"
 
-static const mx_query_limits limits = {.model_name = "tiny", .n_vocab = 1000};
+static mx_model model = {.hparams.n_vocab = 1000}, small_model = {.hparams.n_vocab = 10};
+static mx_served tiny = {.name = "tiny", .model = &model}, small = {.name = "small", .model = &small_model};
+static mx_served_list models = {.models = {&tiny}, .n = 1}, two_models = {.models = {&tiny, &small}, .n = 2};
 
-static mx_status parse(const char *text, mx_query *query, mx_error *error)
+static mx_status parse_for(const mx_served_list *list, const char *text, mx_query *query, mx_error *error)
 {
     json_t *json = json_loads(text, JSON_ALLOW_NUL, NULL);
 
     assert_non_null(json);
-    return mx_query_parse(json, &limits, query, error);
+    return mx_query_parse(json, list, query, error);
+}
+
+static mx_status parse(const char *text, mx_query *query, mx_error *error)
+{
+    return parse_for(&models, text, query, error);
 }
 
 static void take(const char *text, mx_query *query)
@@ -189,6 +196,10 @@ static void options_that_are_refused(void **state)
     refuse_option("\"system\":5", "system", "option system: expected a string, got 5");
     refuse_option("\"tenant\":\"\"", "tenant",
                   "option tenant: expected a string that is not empty, without U+0000, got \"\"");
+    refuse_option("\"tenant_requests\":-1", "tenant_requests",
+                  "option tenant_requests: expected an integer from 0 to 2147483647, got -1");
+    refuse_option("\"tenant_tokens_per_minute\":\"1\"", "tenant_tokens_per_minute",
+                  "option tenant_tokens_per_minute: expected an integer from 0 to 2147483647, got \"1\"");
     refuse_option("\"json_schema\":{}", "json_schema", "option json_schema: not built yet");
     refuse_option("\"Temperature\":1", "Temperature", "option Temperature: there is no such option");
     refuse_option("\"nonsense\":null", "nonsense", "option nonsense: there is no such option");
@@ -280,6 +291,33 @@ static void other_operations(void **state)
     refuse("{\"op\":\"detokenize\",\"tokens\":7}", MX_INVALID, "tokens", "tokens: expected an array of token ids, got 7");
 }
 
+/* A range that is a model's own is that of the model which the request names, wherever in the object it does. */
+static void a_request_names_its_model(void **state)
+{
+    mx_query query;
+    mx_error error;
+    (void)state;
+
+    assert_int_equal(parse_for(&two_models, "{\"op\":\"detokenize\",\"tokens\":[500]}", &query, &error), MX_OK);
+    assert_ptr_equal(query.served, &tiny);
+    assert_false(query.names_model);
+    mx_query_free(&query);
+    assert_int_equal(parse_for(&two_models, "{\"op\":\"detokenize\",\"tokens\":[9],\"options\":{\"model\":\"small\"}}", &query,
+                               &error), MX_OK);
+    assert_ptr_equal(query.served, &small);
+    assert_true(query.names_model);
+    mx_query_free(&query);
+    assert_int_equal(parse_for(&two_models, "{\"op\":\"detokenize\",\"tokens\":[500],\"options\":{\"model\":\"small\"}}", &query,
+                               &error), MX_INVALID);
+    assert_string_equal(error.text, "tokens[0]: expected an integer from 0 to 9, got 500");
+    assert_int_equal(parse_for(&two_models, "{\"op\":\"complete\",\"prompt\":\"x\",\"options\":{\"logit_bias\":{\"10\":1},"
+                               "\"model\":\"small\"}}", &query, &error), MX_INVALID);
+    assert_string_equal(error.text, "option logit_bias: expected token ids from 0 to 9 as names, got \"10\"");
+    assert_int_equal(parse_for(&two_models, "{\"op\":\"stats\",\"options\":{\"model\":\"big\"}}", &query, &error), MX_NOT_FOUND);
+    assert_string_equal(error.text, "option model: \"big\" is not open here; this engine has \"tiny\", \"small\"");
+    refuse("{\"op\":\"stats\",\"options\":{\"model\":5}}", MX_INVALID, "model", "option model: expected a string, got 5");
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -288,6 +326,7 @@ int main(void)
         cmocka_unit_test(options_that_are_refused),
         cmocka_unit_test(conversations),
         cmocka_unit_test(other_operations),
+        cmocka_unit_test(a_request_names_its_model),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -12,6 +12,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 #include <cmocka.h>
+#include "../../core/model/synth.h"
 #include "../../core/server/wire.h"
 
 /* ---- Frames ---- */
@@ -160,7 +161,8 @@ static void json_is_bounded(void **state)
     assert_non_null(text);
     memset(text, '[', bytes);
     expect_bad_json(text, bytes, "nested deeper than 32");
-    memset(text, ',', bytes);
+    for (size_t i = 0; i < bytes; i++)
+        text[i] = i % 2 ? '0' : ',';
     text[0] = '[';
     expect_bad_json(text, bytes, "more than 262144 values");
     memset(text, '[', bytes); /* brackets in a string are text */
@@ -178,10 +180,68 @@ static void json_is_bounded(void **state)
     expect_bad_json("[]", 2, "expected an object");
     expect_bad_json("7", 1, "expected an object");
     expect_bad_json("{\"a\":1,\"a\":2}", 13, "duplicate");
-    expect_bad_json("{\"a\":\"\xff\"}", 9, "unable to decode byte 0xff");
-    expect_bad_json("{\"a\":\"\xed\xa0\x80\"}", 11, "unable to decode byte 0xed"); /* a surrogate */
-    expect_bad_json("{}{}", 4, "end of file expected");
+    expect_bad_json("{\"a\":\"\xff\"}", 9, "byte 0xff is no UTF-8 (at byte 6)");
+    expect_bad_json("{\"a\":\"\xed\xa0\x80\"}", 11, "byte 0xed is no UTF-8"); /* a surrogate */
+    expect_bad_json("{}{}", 4, "expected the end (at byte 2)");
     expect_bad_json("{\0}", 3, "JSON:");
+}
+
+/* What Jansson makes of a text, and what we make of it, is the same, but for its own bounds on numbers. */
+static void expect_as_jansson(const char *text, size_t bytes)
+{
+    json_t *theirs = json_loadb(text, bytes, JSON_REJECT_DUPLICATES | JSON_ALLOW_NUL, NULL);
+    mx_error error = {0};
+    json_t *ours = mx_json_parse(text, bytes, &error);
+
+    if (!json_is_object(theirs)) {
+        json_decref(theirs);
+        theirs = NULL;
+    }
+    if (!ours != !theirs || (ours && !json_equal(ours, theirs)))
+        fail_msg("%.*s: %s (%s)", (int)bytes, text, ours ? "is read, unlike by Jansson" : "is not read", error.text);
+    if (!ours)
+        assert_int_equal(error.status, MX_CORRUPT);
+    json_decref(ours);
+    json_decref(theirs);
+}
+
+static void json_is_read_as_jansson_reads_it(void **state)
+{
+    static const char *const texts[] = {
+        "{}", " { } ", "{\"a\":[],\"b\":[1,2,{\"c\":null}],\"d\":true,\"e\":false}", "{\"n\":[0,-0,-1,1.5,-2.5e3,1E+2,1e-400,2e400]}",
+        "{\"n\":[9223372036854775807,-9223372036854775808,9223372036854775808]}", "{\"s\":\"\\u0041\\u00e9\\u20ac\\ud83d\\ude00\"}",
+        "{\"s\":\"\\\"\\\\\\/\\b\\f\\n\\r\\t\"}", "{\"s\":\"\\u0000\"}", "{\"\\u0000\":1}", "{\"s\":\"\\ud83d\"}", "{\"s\":\"\\ude00\"}",
+        "{\"s\":\"gr\xc3\xbc\xc3\x9f \xf0\x9f\x98\x80\"}", "{\"a\":01}", "{\"a\":1.}", "{\"a\":.5}", "{\"a\":+1}", "{\"a\":1,}", "{,}", "[1]",
+        "{\"a\" :\t1 ,\r\n\"b\": \"\"}", "{\"a\":tru}", "{\"a\":\"\x1f\"}", "{\"a\":1}x", "{\"a\":1} ", "{a:1}", "{\"a\":NaN}",
+    };
+    static const char alphabet[] = "{}[]\":,\\u0123456789abcdefDd8CE+-.tru nl\x80\xc3\xed\xf0\x01";
+    uint64_t random = 1;
+    char text[128];
+    (void)state;
+
+    for (size_t i = 0; i < sizeof texts / sizeof texts[0]; i++)
+        expect_as_jansson(texts[i], strlen(texts[i]));
+    for (int i = 0; i < 200000; i++) {
+        const char *from = texts[mx_synth_random(&random) % (sizeof texts / sizeof texts[0])];
+        size_t bytes = strlen(from);
+
+        memcpy(text, from, bytes);
+        for (uint64_t n = mx_synth_random(&random) % 4; n > 0; n--) {
+            size_t at = mx_synth_random(&random) % bytes;
+            char c = alphabet[mx_synth_random(&random) % (sizeof alphabet - 1)];
+
+            if (mx_synth_random(&random) % 3 > 0) { /* another character */
+                text[at] = c;
+            } else if (bytes < sizeof text) { /* one more */
+                memmove(text + at + 1, text + at, bytes++ - at);
+                text[at] = c;
+            }
+        }
+        expect_as_jansson(text, bytes);
+    }
+    memset(text, '1', sizeof text); /* more digits than anybody writes */
+    memcpy(text, "{\"a\":0.", 7);
+    expect_bad_json(text, sizeof text, "JSON:");
 }
 
 static void text_becomes_utf8(void **state)
@@ -472,6 +532,7 @@ int main(void)
         cmocka_unit_test(oversized_body_is_not_appended),
         cmocka_unit_test(buffer_survives_any_pattern),
         cmocka_unit_test(json_is_bounded),
+        cmocka_unit_test(json_is_read_as_jansson_reads_it),
         cmocka_unit_test(text_becomes_utf8),
         cmocka_unit_test(errors_keep_status_field_and_text),
         cmocka_unit_test(client_queues_before_the_handshake),
