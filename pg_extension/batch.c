@@ -53,6 +53,7 @@ typedef struct Batch
 	int			n_done;
 	int			first_pending;	/* no item before it is PENDING */
 	bool		busy;			/* the queue is full: nothing is sent until something ends */
+	int64		busy_ms;		/* ... or so long, if nothing of ours runs */
 	bool		going_away;		/* this engine takes no more */
 	int			attempts;
 } Batch;
@@ -153,6 +154,7 @@ take_error(Batch *batch, Prompt *item, const mx_error *error)
 		case MX_BUSY:
 			put_back(batch, item);
 			batch->busy = true;
+			batch->busy_ms = Max(error->retry_after_ms, BUSY_MS);
 			break;
 		case MX_TOO_LARGE:
 		case MX_TIMEOUT:
@@ -200,7 +202,8 @@ run(Batch *batch)
 			break;
 		if (batch->n_running == 0 && batch->busy)
 		{
-			mixtral_pause(BUSY_MS);
+			for (; batch->busy_ms > 0; batch->busy_ms -= BUSY_MS)
+				mixtral_pause(BUSY_MS);
 			batch->busy = false;
 		}
 		else if (batch->n_running == 0 && batch->going_away)

@@ -17,10 +17,11 @@
  * by default (client_connection_check_interval).
  *
  * When an engine goes away in order (a new model, a reload), what it has not
- * taken yet goes to its successor: mixtral_receive returns false and the
- * caller sends again.  An engine has taken a connection once its first byte
- * has come.  What it loses after that is an error, because a request that
- * kills engines must not be handed to one after the other.
+ * begun goes to its successor: mixtral_receive returns false and the caller
+ * sends again.  From outside, a request that was not begun and one that kills
+ * engines look the same, so that this is done LOSSES_MAX times at most once
+ * an engine had taken the connection; and never when a piece of an answer
+ * has come.
  *
  * Copyright 2026 the mixtral authors.  Licensed under the Apache License,
  * Version 2.0.
@@ -42,12 +43,15 @@
 #define LOOK_MS			100		/* between two looks at the client and at the worker's state */
 #define ATTEMPTS		10		/* to hand a request to an engine */
 #define RETRY_MS		20
+#define LOSSES_MAX		2		/* engines that one call may lose without an answer */
 
 struct MixtralConnection
 {
 	mx_client  *client;			/* NULL: closed */
 	const char *function;		/* who calls, for mixtral_stat_activity */
 	bool		greeted;		/* the engine has said something */
+	bool		has_piece;		/* ... of an answer */
+	int			losses;			/* engines that were lost after they had taken the connection */
 	bool		told;			/* the notice that we wait has been given */
 	int			requests;		/* that are counted in the activity table */
 	TimestampTz opened;
@@ -99,7 +103,7 @@ open_client(MixtralConnection *connection)
 		ReleaseExternalFD();
 		mixtral_raise(&error);
 	}
-	connection->greeted = false;
+	connection->greeted = connection->has_piece = false;
 	connection->opened = connection->looked = GetCurrentTimestamp();
 	mixtral_activity_begin(connection->function);
 }
@@ -212,8 +216,8 @@ has_spoken(MixtralConnection *connection)
 }
 
 /*
- * Waits for the next event.  False: the engine went away before it has taken
- * this connection, and everything is to be sent again.
+ * Waits for the next event.  False: the engine went away before there was
+ * anything of an answer, and everything is to be sent again.
  */
 bool
 mixtral_receive(MixtralConnection *connection, mx_event *event)
@@ -229,7 +233,8 @@ mixtral_receive(MixtralConnection *connection, mx_event *event)
 		status = mx_client_next(connection->client, event, &error);
 		if (status == MX_OK)
 			break;
-		if (status == MX_UNAVAILABLE && !spoken)
+		if (status == MX_UNAVAILABLE && !connection->has_piece &&
+			(!spoken || ++connection->losses < LOSSES_MAX))
 			return false;
 		if (status == MX_UNAVAILABLE)
 			ereport(ERROR,
@@ -243,6 +248,7 @@ mixtral_receive(MixtralConnection *connection, mx_event *event)
 	}
 	if (event->type == MX_EVENT_PIECE)
 	{
+		connection->has_piece = true;
 		mixtral_activity_state(MIXTRAL_GENERATING);
 		mixtral_activity_token();
 	}

@@ -46,7 +46,7 @@
 #define FIRST_OTHER_FD	5
 #define GRACE_MS		"86400000"	/* an engine that is replaced finishes what it runs */
 #define OOM_SCORE_ADD	500		/* the kernel takes the engine before a backend */
-#define ARGUMENTS_MAX	32
+#define ARGUMENTS_MAX	64		/* with 16 models, as many as an engine takes */
 
 /* ---- What to run ---- */
 
@@ -93,18 +93,31 @@ find_program(void)
 	return psprintf("%s/mixtral", folder);
 }
 
+/* The next of the names between commas, without blanks around it; NULL: that was all */
+static char *
+next_model(const char **list)
+{
+	const char *begin = *list + strspn(*list, " ,");
+	size_t		length = strcspn(begin, ",");
+
+	*list = begin + length;
+	while (length > 0 && begin[length - 1] == ' ')
+		length--;
+	return length > 0 ? pnstrdup(begin, length) : NULL;
+}
+
 /* From the settings as they are */
 MixtralCommand *
 mixtral_command_build(void)
 {
 	MixtralCommand *command = palloc0(sizeof(*command));
 	StringInfoData key;
+	const char *list = mixtral_model;
+	char	   *model;
 
 	command->argv = palloc0(ARGUMENTS_MAX * sizeof(char *));
 	add(command, find_program());
 	add(command, "serve");
-	add(command, "--model");
-	add(command, mixtral_model);
 	add(command, "--listen-fd");
 	add(command, psprintf("%d", LISTEN_FD));
 	add(command, "--lifeline-fd");
@@ -118,13 +131,21 @@ mixtral_command_build(void)
 	add(command, mixtral_kv_types[mixtral_kv_type].name);
 	add_number(command, "--max-queue", mixtral_max_queue, "");
 	add_number(command, "--max-step-ms", mixtral_max_step, "");
+	while ((model = next_model(&list)) != NULL && command->argc < ARGUMENTS_MAX - 2)
+	{
+		add(command, "--model");
+		add(command, model);
+	}
 
 	initStringInfo(&key);
 	for (int i = 0; i < command->argc; i++)
 		appendStringInfo(&key, "%s\n", command->argv[i]);
 	append_identity(&key, command->argv[0]);
-	appendStringInfoChar(&key, '\n');
-	append_identity(&key, mixtral_model);
+	for (list = mixtral_model; (model = next_model(&list)) != NULL;)
+	{
+		appendStringInfoChar(&key, '\n');
+		append_identity(&key, model);
+	}
 	command->key = key.data;
 	command->model = pstrdup(mixtral_model);
 	return command;

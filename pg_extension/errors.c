@@ -20,7 +20,7 @@ static const struct
 }			errors[] = {
 	[MX_OK] = {ERRCODE_INTERNAL_ERROR, NULL},
 	[MX_AGAIN] = {ERRCODE_INTERNAL_ERROR, NULL},
-	[MX_BUSY] = {ERRCODE_INSUFFICIENT_RESOURCES, "Try again later, or raise mixtral.max_queue."},
+	[MX_BUSY] = {ERRCODE_INSUFFICIENT_RESOURCES, "Try again later. The limits are the settings mixtral.max_queue and mixtral.tenant_*."},
 	[MX_NOMEM] = {ERRCODE_OUT_OF_MEMORY, NULL},
 	[MX_INVALID] = {ERRCODE_INVALID_PARAMETER_VALUE, NULL},
 	[MX_NOT_FOUND] = {ERRCODE_UNDEFINED_OBJECT, "SELECT * FROM mixtral_models shows what there is."},
@@ -49,6 +49,9 @@ mixtral_raise(const mx_error *error)
 	const char *hint = (size_t) error->status < lengthof(errors) ? errors[error->status].hint : NULL;
 	char	   *text = mixtral_from_utf8(error->text, strlen(error->text));
 
+	if (error->retry_after_ms > 0)
+		hint = psprintf("Try again in %lld ms. The limits are the settings mixtral.max_queue and mixtral.tenant_*.",
+						(long long) error->retry_after_ms);
 	ereport(ERROR,
 			(errcode(mixtral_sqlstate(error->status)),
 			 errmsg("%s", text),

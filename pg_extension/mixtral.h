@@ -59,6 +59,8 @@ extern char *mixtral_socket;
 extern int	mixtral_max_tokens_limit;
 extern int	mixtral_timeout;	/* ms */
 extern char *mixtral_shared_prefix_tenant;
+extern int	mixtral_tenant_requests;
+extern int	mixtral_tenant_tokens_per_minute;
 extern int	mixtral_default_max_tokens;
 extern double mixtral_default_temperature;
 extern int	mixtral_default_top_k;

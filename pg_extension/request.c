@@ -11,7 +11,7 @@
  *
  *	- a named argument goes before the same option in `options`, and that
  *	  before the defaults in mixtral.default_*;
- *	- limits: mixtral.max_tokens_limit, mixtral.timeout;
+ *	- limits: mixtral.max_tokens_limit, mixtral.timeout, mixtral.tenant_*;
  *	- the tenant, within which beginnings of prompts are shared: the cluster
  *	  and the role.  A role may divide its tenant by option `tenant`, but not
  *	  name another's.
@@ -215,7 +215,8 @@ is_named(const OptionsBuilder *builder, const char *name, size_t length)
 static bool
 is_ours(const OptionsBuilder *builder, const JsonbValue *key)
 {
-	static const char *const ours[] = {"timeout_ms", "tenant", "max_tokens"};
+	static const char *const ours[] = {"timeout_ms", "tenant", "tenant_requests",
+	"tenant_tokens_per_minute", "max_tokens"};
 	bool		generates = builder->op == MIXTRAL_CHAT || builder->op == MIXTRAL_COMPLETE;
 	int			n = generates ? lengthof(ours) : lengthof(ours) - 1;
 
@@ -400,6 +401,33 @@ append_tenant(OptionsBuilder *builder)
 	pfree(tenant.data);
 }
 
+/*
+ * Limits are a tenant's, so that who has one cannot have another tenant for
+ * the asking.
+ */
+static void
+append_tenant_limits(OptionsBuilder *builder)
+{
+	bool		limited = mixtral_tenant_requests > 0 || mixtral_tenant_tokens_per_minute > 0;
+	JsonbValue	value;
+
+	if (option(builder, "tenant_requests", &value) != NULL ||
+		option(builder, "tenant_tokens_per_minute", &value) != NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+				 errmsg("options tenant_requests and tenant_tokens_per_minute: not to be given in a call"),
+				 errhint("A superuser sets mixtral.tenant_requests and mixtral.tenant_tokens_per_minute, also for a role.")));
+	if (limited && option(builder, "tenant", &value) != NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+				 errmsg("option tenant: not to be given while mixtral.tenant_requests or "
+						"mixtral.tenant_tokens_per_minute is set")));
+	if (mixtral_tenant_requests > 0)
+		append_number(builder, "tenant_requests", mixtral_tenant_requests);
+	if (mixtral_tenant_tokens_per_minute > 0)
+		append_number(builder, "tenant_tokens_per_minute", mixtral_tenant_tokens_per_minute);
+}
+
 /* What a function that returns one text would have to throw away */
 static void
 refuse_more_than_text(OptionsBuilder *builder)
@@ -453,5 +481,6 @@ mixtral_request_options(StringInfo request, MixtralOp op, Jsonb *options,
 	}
 	append_timeout(&builder);
 	append_tenant(&builder);
+	append_tenant_limits(&builder);
 	appendStringInfoChar(request, '}');
 }

@@ -34,6 +34,8 @@ char	   *mixtral_socket;
 int			mixtral_max_tokens_limit;
 int			mixtral_timeout;
 char	   *mixtral_shared_prefix_tenant;
+int			mixtral_tenant_requests;
+int			mixtral_tenant_tokens_per_minute;
 int			mixtral_default_max_tokens;
 double		mixtral_default_temperature;
 int			mixtral_default_top_k;
@@ -63,8 +65,8 @@ static void
 define_engine_settings(void)
 {
 	DefineCustomStringVariable("mixtral.model",
-							   "The model file that the engine serves (GGUF).",
-							   "A relative path is relative to the data directory. "
+							   "The model file that the engine serves (GGUF), or several, separated by commas.",
+							   "The first answers requests that name none. A relative path is relative to the data directory. "
 							   "On reload, another file, or the same name with another file behind it, takes over "
 							   "without failing running requests.",
 							   &mixtral_model, "", PGC_SIGHUP, GUC_SUPERUSER_ONLY,
@@ -120,6 +122,16 @@ define_limits(void)
 							"How long a request may take in the engine.",
 							"0: no limit. Option timeout_ms of a request can only shorten it.",
 							&mixtral_timeout, 0, 0, INT_MAX, PGC_SUSET, GUC_UNIT_MS,
+							NULL, NULL, NULL);
+	DefineCustomIntVariable("mixtral.tenant_requests",
+							"Requests that a role may have in the engine at a time.",
+							"0: no limit.",
+							&mixtral_tenant_requests, 0, 0, INT_MAX, PGC_SUSET, 0,
+							NULL, NULL, NULL);
+	DefineCustomIntVariable("mixtral.tenant_tokens_per_minute",
+							"Tokens that a role may have read and made in a minute.",
+							"0: no limit.",
+							&mixtral_tenant_tokens_per_minute, 0, 0, INT_MAX, PGC_SUSET, 0,
 							NULL, NULL, NULL);
 	DefineCustomStringVariable("mixtral.shared_prefix_tenant",
 							   "Roles with the same name here share what was computed for common beginnings of prompts.",

@@ -115,8 +115,13 @@ note_error(Supervisor *s, const char *text)
 static void
 set_wanted(Supervisor *s)
 {
+	MemoryContext old = MemoryContextSwitchTo(turn_context);
+	MixtralCommand *command = *mixtral_model != '\0' && *mixtral_socket == '\0' ?
+	mixtral_command_build() : NULL;
+
+	MemoryContextSwitchTo(old);
 	mixtral_command_free(s->wanted);
-	s->wanted = *mixtral_model != '\0' && *mixtral_socket == '\0' ? mixtral_command_build() : NULL;
+	s->wanted = command != NULL ? mixtral_command_copy(command) : NULL;
 }
 
 static bool

@@ -122,7 +122,8 @@ CREATE VIEW mixtral_stat_engine AS
             requests_running int, requests_waiting int, requests_done bigint, requests_failed bigint,
             kv_blocks_total int, kv_blocks_used int, kv_blocks_cached int, kv_blocks_free int,
             prompt_tokens bigint, cached_tokens bigint, completion_tokens bigint, preemptions bigint, steps bigint,
-            first_tokens bigint, queue_ms_total bigint, first_token_ms_total bigint, batch jsonb);
+            first_tokens bigint, queue_ms_total bigint, first_token_ms_total bigint, weight_bytes bigint, kv_bytes bigint,
+            batch jsonb, queue_ms jsonb, first_token_ms jsonb, models jsonb);
 
 -- Who is using the engine. A role sees its own rows, and those of the roles it is a member of; pg_read_all_stats sees all.
 CREATE VIEW mixtral_stat_activity AS
