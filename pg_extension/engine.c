@@ -46,7 +46,7 @@
 #define FIRST_OTHER_FD	5
 #define GRACE_MS		"86400000"	/* an engine that is replaced finishes what it runs */
 #define OOM_SCORE_ADD	500		/* the kernel takes the engine before a backend */
-#define ARGUMENTS_MAX	64		/* with 16 models, as many as an engine takes */
+#define ARGUMENTS_MAX	128		/* more than with the 16 models that an engine takes */
 
 /* ---- What to run ---- */
 
@@ -93,17 +93,31 @@ find_program(void)
 	return psprintf("%s/mixtral", folder);
 }
 
-/* The next of the names between commas, without blanks around it; NULL: that was all */
+/*
+ * The next model of a list: file, or name=file, between commas, without
+ * blanks around it.  NULL: that was all.  A name has no slash in it.
+ */
 static char *
-next_model(const char **list)
+next_model(const char **list, char **name)
 {
 	const char *begin = *list + strspn(*list, " ,");
 	size_t		length = strcspn(begin, ",");
+	size_t		of_name;
 
 	*list = begin + length;
+	*name = NULL;
 	while (length > 0 && begin[length - 1] == ' ')
 		length--;
-	return length > 0 ? pnstrdup(begin, length) : NULL;
+	if (length == 0)
+		return NULL;
+	of_name = strcspn(begin, "=/");
+	if (of_name < length && begin[of_name] == '=')
+	{
+		*name = pnstrdup(begin, of_name);
+		begin += of_name + 1;
+		length -= of_name + 1;
+	}
+	return pnstrdup(begin, length);
 }
 
 /* From the settings as they are */
@@ -114,6 +128,7 @@ mixtral_command_build(void)
 	StringInfoData key;
 	const char *list = mixtral_model;
 	char	   *model;
+	char	   *name;
 
 	command->argv = palloc0(ARGUMENTS_MAX * sizeof(char *));
 	add(command, find_program());
@@ -131,17 +146,22 @@ mixtral_command_build(void)
 	add(command, mixtral_kv_types[mixtral_kv_type].name);
 	add_number(command, "--max-queue", mixtral_max_queue, "");
 	add_number(command, "--max-step-ms", mixtral_max_step, "");
-	while ((model = next_model(&list)) != NULL && command->argc < ARGUMENTS_MAX - 2)
+	while ((model = next_model(&list, &name)) != NULL && command->argc < ARGUMENTS_MAX - 4)
 	{
 		add(command, "--model");
 		add(command, model);
+		if (name != NULL)
+		{
+			add(command, "--name");
+			add(command, name);
+		}
 	}
 
 	initStringInfo(&key);
 	for (int i = 0; i < command->argc; i++)
 		appendStringInfo(&key, "%s\n", command->argv[i]);
 	append_identity(&key, command->argv[0]);
-	for (list = mixtral_model; (model = next_model(&list)) != NULL;)
+	for (list = mixtral_model; (model = next_model(&list, &name)) != NULL;)
 	{
 		appendStringInfoChar(&key, '\n');
 		append_identity(&key, model);

@@ -65,8 +65,8 @@ static void
 define_engine_settings(void)
 {
 	DefineCustomStringVariable("mixtral.model",
-							   "The model file that the engine serves (GGUF), or several, separated by commas.",
-							   "The first answers requests that name none. A relative path is relative to the data directory. "
+							   "The model file that the engine serves (GGUF), or several, separated by commas, as name=file.",
+							   "The first answers requests that name none; without a name= it has the file's own. A relative path is relative to the data directory. "
 							   "On reload, another file, or the same name with another file behind it, takes over "
 							   "without failing running requests.",
 							   &mixtral_model, "", PGC_SIGHUP, GUC_SUPERUSER_ONLY,
