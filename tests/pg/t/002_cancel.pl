@@ -82,7 +82,7 @@ $session->query_safe(
 	q{DO $$ BEGIN
 		FOR i IN 1 .. 20 LOOP
 			BEGIN PERFORM mixtral_chat('hi', temperature => 1000); EXCEPTION WHEN OTHERS THEN NULL; END;
-			BEGIN PERFORM 1 / (length(mixtral_stream('Count.', max_tokens => 50)) * 0) ; EXCEPTION WHEN division_by_zero THEN NULL; END;
+			BEGIN PERFORM 1 / (length(mixtral_stream('Count.', max_tokens => 50)) * 0); EXCEPTION WHEN division_by_zero THEN NULL; END;
 		END LOOP;
 	END $$;});
 $session->query_safe(
@@ -104,12 +104,12 @@ ok(idle_engine($node, 10), '... and ends the generation');
 
 # the client goes away in the middle
 my $run = begin_psql($node, $long_answer);
-$pid = backend_of($node, '%Count%');
-ok(wait_for(sub { $node->safe_psql('postgres', "SELECT state FROM mixtral_stat_activity WHERE pid = $pid") eq 'generating' }), 'a client that will be killed');
+my $backend = backend_of($node, '%Count%');
+ok(wait_for(sub { $node->safe_psql('postgres', "SELECT state FROM mixtral_stat_activity WHERE pid = $backend") eq 'generating' }), 'a client that will be killed');
 my $client = $run->{handle}->{KIDS}[0]{PID};
 my $killed = time;
 kill 'KILL', $client;
-ok(wait_for(sub { !is_alive($pid) }, 10), 'its backend ends');
+ok(wait_for(sub { !is_alive($backend) }, 10), 'its backend ends');
 cmp_ok(time - $killed, '<', 2, '... soon');
 eval { $run->{handle}->finish };
 ok(idle_engine($node, 10), '... and the engine has nothing left');
