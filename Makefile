@@ -150,8 +150,9 @@ fuzz:  ## run every fuzz target for FUZZ_SECONDS
 	@tests/fuzz/run $(FUZZ_SECONDS)
 
 soak:  ## the long tests: fuzz targets for 10 minutes each, 10,000 chats in one process
-	@tests/install.sh demo check
+	@tests/install.sh demo check pg
 	@$(SUBMAKE) all fuzzers
+	@$(MAKE) -C pg_extension
 	@tests/soak.sh
 
 bench: all  ## measure speed on this machine

@@ -35,6 +35,7 @@ my $descriptors = sub { my @all = glob "/proc/$_[0]/fd/*"; return scalar @all; }
 bench(3);    # what is had once, is had now
 ok(idle_engine($node, 20), 'the engine is idle after the warm-up');
 my ($engine, $worker) = (engine_of($node), figure($node, 'worker_pid'));
+sleep 1;    # what has been asked is closed by now
 my @before = ($memory->($engine), $descriptors->($engine), $memory->($worker), $descriptors->($worker));
 my $done = figure($node, 'requests_done');
 my ($ok, $out, $err) = bench($seconds);
@@ -45,9 +46,8 @@ cmp_ok(figure($node, 'requests_done') - $done, '>', 10 * $seconds, '... have don
 is(engine_of($node), $engine, '... with one engine');
 ok(idle_engine($node, 20), '... which is idle afterwards');
 is($node->safe_psql('postgres', 'SELECT count(*) FROM mixtral_stat_activity'), '0', '... and nobody is left in the activity view');
-sleep 1;
-is($descriptors->($engine), $before[1], '... nor a descriptor in the engine');
-is($descriptors->($worker), $before[3], '... nor in the worker');
+ok(wait_for(sub { $descriptors->($engine) <= $before[1] }, 10), '... nor a descriptor in the engine');
+ok(wait_for(sub { $descriptors->($worker) <= $before[3] }, 10), '... nor in the worker');
 cmp_ok($memory->($worker) - $before[2], '<', 1024, '... whose memory has not grown');
 cmp_ok($memory->($engine) - $before[0], '<', 64 * 1024, '... nor has the engine\'s, but for its cache');
 note("engine: $before[0] KB before, " . $memory->($engine) . ' KB after');
