@@ -7,7 +7,10 @@
  *
  * Each side's first frame is a HELLO, {"protocol": 1, "version": "0.1.0"}, with id 0. Then the client sends REQUESTs under ids of
  * its choice (not 0, none twice at a time) and CANCELs; the server answers a request with any number of PIECEs and then one
- * RESULT or ERROR. An ERROR with id 0 is about the connection, which ends with it.
+ * RESULT or ERROR. An ERROR with id 0 is about the connection, which ends with it: MX_BUSY where there are too many.
+ *
+ * A client that shuts down its sending side has left, as one that is gone: what it asked for is cancelled, and an ERROR with id 0
+ * says so. (It could not cancel any more, and nobody would know whether it still reads.) What was sent to it before comes first.
  *
  * Everything received is hostile: a header is checked before its body is waited for, and a body's JSON is bounded in depth
  * and in the number of its values (a byte of JSON can cost 70 of memory). No state but the buffers, which are
