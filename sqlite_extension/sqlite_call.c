@@ -83,7 +83,7 @@ mx_status mixtral_call_next(mixtral_call *call, mx_event *event, mx_error *error
     mixtral_client_enter(call->client);
     status = next_event(call, event, error);
     mixtral_client_leave(call->client);
-    if (status == MX_CANCELLED) {
+    if (status == MX_CANCELLED || status == MX_NOMEM) { /* nobody waits for it any more */
         mixtral_call_stop(call);
         return status;
     }
