@@ -186,7 +186,8 @@ mx_status mx_client_request_with_files(mx_client *client, const char *json, cons
 /* Asks the server to drop a request. Its last event (usually an ERROR with MX_CANCELLED) may still come. */
 mx_status mx_client_cancel(mx_client *client, uint32_t id, mx_error *error);
 
-/* The next event; MX_AGAIN when there is none yet; MX_UNAVAILABLE or MX_CORRUPT when the connection is lost. */
+/* The next event; MX_AGAIN when there is none yet; MX_NOMEM: ask again; MX_UNAVAILABLE, MX_CORRUPT, MX_BUSY (the engine has as many
+ * connections as it can) when the connection is lost. */
 mx_status mx_client_next(mx_client *client, mx_event *event, mx_error *error);
 
 /* The descriptor, and the poll(2) events to wait for on it (POLLIN, with POLLOUT while bytes are unsent). */

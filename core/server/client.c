@@ -218,7 +218,9 @@ static mx_status take_error(const mx_frame *frame, mx_event *event, mx_error *er
     json_decref(json);
     if (frame->id != 0)
         return MX_OK;
-    return mx_fail(error, event->error.status == MX_CORRUPT ? MX_CORRUPT : MX_UNAVAILABLE, NULL, "%s", event->error.text);
+    if (event->error.status != MX_CORRUPT && event->error.status != MX_BUSY)
+        event->error.status = MX_UNAVAILABLE;
+    return mx_fail(error, event->error.status, NULL, "%s", event->error.text);
 }
 
 /* The next frame as an event. MX_AGAIN: none is whole, or it was the HELLO. */

@@ -290,10 +290,11 @@ static void read_connection(mx_server *server, connection *c)
     }
     if (status == MX_OK || status == MX_AGAIN)
         return;
-    if (status != MX_UNAVAILABLE) {
-        mx_channel_error(c->channel, 0, &error);
+    if (status == MX_UNAVAILABLE) /* it may have shut down one side only, and still listen */
+        mx_fail(&error, MX_UNAVAILABLE, NULL, "the client closed its side of the connection: its requests are cancelled");
+    else
         server_log(server, MX_LOG_WARNING, error.text);
-    }
+    mx_channel_error(c->channel, 0, &error);
     c->dead = true;
 }
 
@@ -405,16 +406,14 @@ static mx_status add_connection(mx_server *server, connection *c, mx_error *erro
     return status;
 }
 
-/* A connection over `fd`, which is taken over, also on failure. Any thread; the I/O thread is to be woken. */
+/* A connection over `fd`, which stays the caller's on failure. Any thread; the I/O thread is to be woken. */
 static mx_status adopt_descriptor(mx_server *server, int fd, const char *tenant, mx_error *error)
 {
     connection *c = calloc(1, sizeof(*c));
     mx_status status;
 
-    if (!c) {
-        close(fd);
+    if (!c)
         return mx_fail(error, MX_NOMEM, NULL, "out of memory for a connection");
-    }
     c->fd = fd;
     snprintf(c->tenant, sizeof(c->tenant), "%s", tenant);
     status = mx_channel_open(&server->wake, &c->channel, error);
@@ -426,7 +425,6 @@ static mx_status adopt_descriptor(mx_server *server, int fd, const char *tenant,
     }
     if (status == MX_OK)
         return MX_OK;
-    close(fd);
     if (c->channel)
         mx_channel_release(c->channel);
     free(c);
@@ -450,6 +448,22 @@ static void name_peer(const mx_server *server, int fd, char *tenant, size_t size
         snprintf(tenant, size, "uid:%u", (unsigned)peer.uid);
 }
 
+/* Tells the client why, as far as there is memory, and closes its connection. */
+static void refuse_descriptor(int fd, const mx_error *why)
+{
+    json_t *body = mx_json_of_error(why);
+    size_t bytes = 0;
+    char *text = body ? mx_json_dump(body, &bytes) : NULL;
+    mx_buffer out = {0};
+
+    if (text && mx_frame_append(&out, MX_FRAME_ERROR, 0, text, bytes, NULL) == MX_OK)
+        mx_buffer_send(&out, fd, NULL);
+    mx_buffer_free(&out);
+    free(text);
+    json_decref(body);
+    close(fd);
+}
+
 static void accept_connections(mx_server *server, int64_t now_ms)
 {
     char tenant[24];
@@ -468,8 +482,10 @@ static void accept_connections(mx_server *server, int64_t now_ms)
             return;
         }
         name_peer(server, fd, tenant, sizeof(tenant));
-        if (adopt_descriptor(server, fd, tenant, &error) != MX_OK)
+        if (adopt_descriptor(server, fd, tenant, &error) != MX_OK) {
             server_log(server, MX_LOG_WARNING, error.text);
+            refuse_descriptor(fd, &error);
+        }
     }
 }
 
@@ -617,6 +633,7 @@ mx_status mx_server_connect(mx_server *server, int *fd, mx_error *error)
         return mx_fail(error, MX_IO, NULL, "cannot make a socket pair: %m");
     status = adopt_descriptor(server, pair[0], "", error);
     if (status != MX_OK) {
+        close(pair[0]);
         close(pair[1]);
         return status;
     }

@@ -6,9 +6,13 @@
  *     u32 body length | u8 type | u8 descriptors | 2 zero bytes | u32 request id        little-endian
  *
  * Each side's first frame is a HELLO, {"protocol": 1, "version": "0.1.0"}, with id 0. Then the client sends REQUESTs under ids of
- * its choice (not 0, none twice at a time) and CANCELs, where a REQUEST may come with files: their descriptors are passed (SCM_RIGHTS)
- * with its first byte or before, and belong to the requests in order; the server answers a request with any number of PIECEs and then one
- * RESULT or ERROR. An ERROR with id 0 is about the connection, which ends with it.
+ * its choice (not 0, none twice at a time) and CANCELs, where a REQUEST may come with files: their descriptors are passed
+ * (SCM_RIGHTS) with its first byte or before, and belong to the requests in order. The server answers a request with any number of
+ * PIECEs and then one RESULT or ERROR. An ERROR with id 0 is about the connection, which ends with it: MX_BUSY where there are too
+ * many.
+ *
+ * A client that shuts down its sending side has left, as one that is gone: what it asked for is cancelled, and an ERROR with id 0
+ * says so. (It could not cancel any more, and nobody would know whether it still reads.) What was sent to it before comes first.
  *
  * Everything received is hostile: a header is checked before its body is waited for, and a body's JSON is bounded in depth
  * and in the number of its values (a byte of JSON can cost 70 of memory). No state but the buffers, which are
