@@ -457,7 +457,7 @@ static void refuse_descriptor(int fd, const mx_error *why)
     mx_buffer out = {0};
 
     if (text && mx_frame_append(&out, MX_FRAME_ERROR, 0, text, bytes, NULL) == MX_OK)
-        mx_buffer_send(&out, fd, NULL);
+        mx_buffer_send(&out, fd, NULL, NULL);
     mx_buffer_free(&out);
     free(text);
     json_decref(body);
