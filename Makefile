@@ -158,14 +158,18 @@ soak:  ## the long tests: fuzz targets for 10 minutes each, 10,000 chats in one 
 bench: all  ## measure speed on this machine
 	@tests/bench/run
 
-install: all  ## into $(DESTDIR)$(PREFIX): the program, the SQLite extension, the library and its header
+install: all  ## into $(DESTDIR)$(PREFIX): program, SQLite extension, library and its header, systemd units
 	install -D -m 755 $(BUILD)/mixtral $(DESTDIR)$(PREFIX)/bin/mixtral
 	install -D -m 755 $(BUILD)/mixtral.so $(DESTDIR)$(PREFIX)/lib/sqlite3/mixtral.so
 	install -D -m 644 $(BUILD)/libmixtral.a $(DESTDIR)$(PREFIX)/lib/libmixtral.a
 	install -D -m 644 core/mx.h $(DESTDIR)$(PREFIX)/include/mx.h
+	install -D -m 644 core/cli/systemd/mixtral.socket $(DESTDIR)$(PREFIX)/lib/systemd/system/mixtral.socket
+	sed 's|@PREFIX@|$(PREFIX)|' core/cli/systemd/mixtral.service > $(BUILD)/mixtral.service
+	install -D -m 644 $(BUILD)/mixtral.service $(DESTDIR)$(PREFIX)/lib/systemd/system/mixtral.service
 
 uninstall:  ## remove what install put there
-	rm -f $(addprefix $(DESTDIR)$(PREFIX)/,bin/mixtral lib/sqlite3/mixtral.so lib/libmixtral.a include/mx.h)
+	rm -f $(addprefix $(DESTDIR)$(PREFIX)/,bin/mixtral lib/sqlite3/mixtral.so lib/libmixtral.a include/mx.h \
+	    lib/systemd/system/mixtral.socket lib/systemd/system/mixtral.service)
 
 clean:  ## remove everything that was built
 	rm -rf build pg_extension/*.o pg_extension/*.d pg_extension/*.so

@@ -155,9 +155,10 @@ mx_status mx_client_connect(const char *path, mx_client **client, mx_error *erro
 
 /*
  * Queues a request and sends what the socket takes. `json` is an object:
- *   op        "chat", "complete", "embed", "tokenize", "detokenize", "token_count", "chunks", "models", "stats"
- *   prompt    chat, complete: a string; or
- *   messages  chat: array of {"role": "system"|"user"|"assistant", "content": string}
+ *   op        "chat", "complete", "embed", "tokenize", "detokenize", "token_count", "chunks", "models", "stats", "session_save",
+ *             "session_load"
+ *   prompt    chat, session_save, complete: a string; or
+ *   messages  chat, session_save: array of {"role": "system"|"user"|"assistant", "content": string}
  *   text      embed, tokenize, token_count, chunks: a string
  *   tokens    detokenize: array of ids
  *   size, overlap   chunks: tokens
@@ -167,15 +168,26 @@ mx_status mx_client_connect(const char *path, mx_client **client, mx_error *erro
  * Results: chat and complete {"text", "finish_reason", "prompt_tokens", "cached_tokens", "completion_tokens",
  * "first_token_ms", "total_ms", "seed", "model", "choices": [{"text", "finish_reason", "logprobs"?}]} where finish_reason is
  * "stop" or "length"; embed {"embedding": [float], "tokens": n}; tokenize {"tokens": [{"id", "piece"}]}; detokenize {"text"};
+ * session_save and session_load {"tokens", "cached_tokens", "bytes"};
  * token_count {"count"}; chunks {"chunks": [{"text", "start", "end", "tokens"}]} (byte offsets); models {"models": [..]};
  * stats: an object of figures.
+ *
+ * A session file keeps what the model has computed of a conversation (keys and values, of which a request that begins with the same
+ * tokens computes none again), so that a long document is read once in its life. session_save and session_load come with two
+ * files (mx_client_request_with_files): the session file, opened for writing or reading, and a file of 32 secret bytes, the key with which
+ * it is encrypted and authenticated. A load makes it findable for the request's tenant as if it had been computed here. Only peers
+ * that may name a tenant have these. Errors: MX_CORRUPT (other key, changed bytes), MX_INVALID (another model or KV type), MX_IO.
  */
 mx_status mx_client_request(mx_client *client, const char *json, uint32_t *id, mx_error *error);
+
+/* The same for a request that comes with files: copies of the descriptors are passed, in order, and these stay the caller's. */
+mx_status mx_client_request_with_files(mx_client *client, const char *json, const int *fds, int n_fds, uint32_t *id, mx_error *error);
 
 /* Asks the server to drop a request. Its last event (usually an ERROR with MX_CANCELLED) may still come. */
 mx_status mx_client_cancel(mx_client *client, uint32_t id, mx_error *error);
 
-/* The next event; MX_AGAIN when there is none yet; MX_UNAVAILABLE or MX_CORRUPT when the connection is lost. */
+/* The next event; MX_AGAIN when there is none yet; MX_NOMEM: ask again; MX_UNAVAILABLE, MX_CORRUPT, MX_BUSY (the engine has as many
+ * connections as it can) when the connection is lost. */
 mx_status mx_client_next(mx_client *client, mx_event *event, mx_error *error);
 
 /* The descriptor, and the poll(2) events to wait for on it (POLLIN, with POLLOUT while bytes are unsent). */

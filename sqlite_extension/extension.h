@@ -117,6 +117,7 @@ mx_status mixtral_model_connect(mixtral_connection *connection, mixtral_model *m
 typedef mx_status mixtral_build(json_t *request, int argc, sqlite3_value **argv, mx_error *error);
 
 mixtral_build mixtral_build_chat;     /* prompt | messages [, options] */
+mixtral_build mixtral_build_conversation; /* the same, for what makes no text */
 mixtral_build mixtral_build_complete; /* prompt [, options] */
 mixtral_build mixtral_build_text;     /* text [, options] */
 mixtral_build mixtral_build_tokens;   /* ids [, options] */
@@ -146,9 +147,16 @@ typedef struct {
     bool running;
 } mixtral_call;
 
-/* Sends `request` over a connected client. */
+/* Files that go with a request; they stay the caller's. */
+typedef struct {
+    const int *fds;
+    int n;
+} mixtral_files;
+
+/* Sends `request` over a connected client; files NULL: none. */
 mx_status mixtral_call_start(mixtral_call *call, sqlite3 *db, mixtral_client *client,
-                             const json_t *request, mx_error *error);
+                             const json_t *request, const mixtral_files *files,
+                             mx_error *error);
 
 /*
  * Waits for the next piece or the result, which ends the call; so does any error. The event lives
@@ -162,6 +170,8 @@ void mixtral_call_stop(mixtral_call *call);
 /* A whole request on the model that it names: *event is the result, for mixtral_result_member. */
 mx_status mixtral_ask(mixtral_connection *connection, json_t *request, mx_event *event,
                       mx_error *error);
+mx_status mixtral_ask_with_files(mixtral_connection *connection, json_t *request, const int *fds,
+                                 int n_fds, mx_event *event, mx_error *error);
 mx_status mixtral_ask_model(mixtral_connection *connection, mixtral_model *model,
                             const json_t *request, mx_event *event, mx_error *error);
 
@@ -191,6 +201,10 @@ typedef void mixtral_function(sqlite3_context *context, int argc, sqlite3_value 
 mixtral_function mixtral_chat, mixtral_complete, mixtral_generate, mixtral_embed;
 mixtral_function mixtral_tokenize, mixtral_detokenize, mixtral_token_count, mixtral_chunks;
 mixtral_function mixtral_models, mixtral_stats, mixtral_version, mixtral_open, mixtral_close;
+
+/* ---- sqlite_sessions.c ---- */
+
+mixtral_function mixtral_session_save, mixtral_session_load;
 
 /* ---- sqlite_tables.c, sqlite_stream.c ---- */
 

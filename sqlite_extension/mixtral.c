@@ -27,7 +27,7 @@
  * messages; without it they are a prompt like any other text.
  *
  * The results depend on which model is open, so no function is deterministic in SQLite's sense.
- * mixtral_open and mixtral_close are DIRECTONLY: the schema of a database that somebody sent you
+ * mixtral_open, mixtral_close and the sessions' functions are DIRECTONLY: the schema of a database that somebody sent you
  * cannot call them.
  *
  * The library stays in memory once it is loaded (it is linked with -z nodelete), because the
@@ -61,6 +61,8 @@ static const struct {
     {"mixtral_models",      0, 0, SQLITE_RESULT_SUBTYPE,                  mixtral_models},
     {"mixtral_stats",       0, 1, SQLITE_RESULT_SUBTYPE,                  mixtral_stats},
     {"mixtral_version",     0, 0, SQLITE_DETERMINISTIC,                   mixtral_version},
+    {"mixtral_session_save", 3, 4, SQLITE_DIRECTONLY | SQLITE_SUBTYPE,    mixtral_session_save},
+    {"mixtral_session_load", 2, 3, SQLITE_DIRECTONLY,                     mixtral_session_load},
     {"mixtral_open",        1, 2, SQLITE_DIRECTONLY,                      mixtral_open},
     {"mixtral_close",       1, 1, SQLITE_DIRECTONLY,                      mixtral_close},
 };

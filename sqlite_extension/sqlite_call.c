@@ -32,7 +32,7 @@ bool mixtral_interrupted(sqlite3 *db)
 /* ---- Requests ---- */
 
 mx_status mixtral_call_start(mixtral_call *call, sqlite3 *db, mixtral_client *client,
-                             const json_t *request, mx_error *error)
+                             const json_t *request, const mixtral_files *files, mx_error *error)
 {
     char *json = json_dumps(request, JSON_COMPACT);
     mx_status status;
@@ -41,7 +41,8 @@ mx_status mixtral_call_start(mixtral_call *call, sqlite3 *db, mixtral_client *cl
     if (json == NULL)
         return mixtral_fail_nomem(error);
     mixtral_client_enter(client);
-    status = mx_client_request(client->mx, json, &call->id, error);
+    status = mx_client_request_with_files(client->mx, json, files != NULL ? files->fds : NULL,
+                                          files != NULL ? files->n : 0, &call->id, error);
     mixtral_client_leave(client);
     free(json);
     call->running = status == MX_OK;
@@ -83,7 +84,7 @@ mx_status mixtral_call_next(mixtral_call *call, mx_event *event, mx_error *error
     mixtral_client_enter(call->client);
     status = next_event(call, event, error);
     mixtral_client_leave(call->client);
-    if (status == MX_CANCELLED) {
+    if (status == MX_CANCELLED || status == MX_NOMEM) { /* nobody waits for it any more */
         mixtral_call_stop(call);
         return status;
     }
@@ -108,15 +109,15 @@ void mixtral_call_stop(mixtral_call *call)
     call->running = false;
 }
 
-mx_status mixtral_ask_model(mixtral_connection *connection, mixtral_model *model,
-                            const json_t *request, mx_event *event, mx_error *error)
+static mx_status ask(mixtral_connection *connection, mixtral_model *model, const json_t *request,
+                     const mixtral_files *files, mx_event *event, mx_error *error)
 {
     mixtral_client *client;
     mixtral_call call;
     mx_status status = mixtral_model_client(connection, model, &client, error);
 
     if (status == MX_OK)
-        status = mixtral_call_start(&call, connection->db, client, request, error);
+        status = mixtral_call_start(&call, connection->db, client, request, files, error);
     if (status != MX_OK)
         return status;
     do
@@ -125,15 +126,28 @@ mx_status mixtral_ask_model(mixtral_connection *connection, mixtral_model *model
     return status;
 }
 
-mx_status mixtral_ask(mixtral_connection *connection, json_t *request, mx_event *event,
-                      mx_error *error)
+mx_status mixtral_ask_model(mixtral_connection *connection, mixtral_model *model,
+                            const json_t *request, mx_event *event, mx_error *error)
 {
+    return ask(connection, model, request, NULL, event, error);
+}
+
+mx_status mixtral_ask_with_files(mixtral_connection *connection, json_t *request, const int *fds,
+                                 int n_fds, mx_event *event, mx_error *error)
+{
+    const mixtral_files files = {fds, n_fds};
     mixtral_model *model;
     mx_status status = mixtral_connection_model(connection, request, &model, error);
 
     if (status == MX_OK)
-        status = mixtral_ask_model(connection, model, request, event, error);
+        status = ask(connection, model, request, &files, event, error);
     return status;
+}
+
+mx_status mixtral_ask(mixtral_connection *connection, json_t *request, mx_event *event,
+                      mx_error *error)
+{
+    return mixtral_ask_with_files(connection, request, NULL, 0, event, error);
 }
 
 mx_status mixtral_result_member(const mx_event *event, const char *key, json_type type,
@@ -155,6 +169,7 @@ mixtral_fail(mx_error *error, mx_status status, const char *field, const char *f
     va_list arguments;
 
     error->status = status;
+    error->retry_after_ms = 0;
     snprintf(error->field, sizeof error->field, "%s", field != NULL ? field : "");
     va_start(arguments, format);
     vsnprintf(error->text, sizeof error->text, format, arguments);

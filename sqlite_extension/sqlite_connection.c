@@ -27,7 +27,7 @@ SQLITE_EXTENSION_INIT3
 
 struct mixtral_model {
     char *path;      /* resolved, or unix:... */
-    char *name;      /* what option `model` calls it: the engine's name, or a socket's path */
+    char *name;      /* what option `model` calls it: the engine's name */
     json_t *options; /* normal; NULL: any */
     mixtral_engine *engine; /* NULL: none yet, or a socket */
     mixtral_client client;
@@ -155,6 +155,31 @@ static mixtral_model *take_out(mixtral_model **link)
     return model;
 }
 
+/* The name of an engine elsewhere, for free(): asked for, which also says that it answers. */
+static mx_status ask_name(mixtral_connection *connection, mixtral_model *model, char **name,
+                          mx_error *error)
+{
+    json_t *request = json_pack("{s:s}", "op", "models"), *result = NULL, *models;
+    const char *text;
+    mx_event event;
+    mx_status status;
+
+    if (request == NULL)
+        return mixtral_fail_nomem(error);
+    status = mixtral_ask_model(connection, model, request, &event, error);
+    json_decref(request);
+    if (status == MX_OK)
+        status = mixtral_result_member(&event, "models", JSON_ARRAY, &result, &models, error);
+    if (status == MX_OK) {
+        text = json_string_value(json_object_get(json_array_get(models, 0), "name"));
+        *name = strdup(text != NULL ? text : model->path);
+        if (*name == NULL)
+            status = mixtral_fail_nomem(error);
+    }
+    json_decref(result);
+    return status;
+}
+
 /* Opens a model now, so that what is wrong with it is said now; puts it at the head of the list. */
 mx_status mixtral_connection_open(mixtral_connection *connection, const char *path,
                                   const json_t *options, const char **name, mx_error *error)
@@ -176,11 +201,12 @@ mx_status mixtral_connection_open(mixtral_connection *connection, const char *pa
     status = mixtral_model_connect(connection, model, &model->client, error);
     if (status != MX_OK)
         goto failed;
-    model->name = strdup(model->engine != NULL ? mixtral_engine_name(model->engine) : model->path);
-    if (model->name == NULL) {
+    if (model->engine == NULL)
+        status = ask_name(connection, model, &model->name, error);
+    else if ((model->name = strdup(mixtral_engine_name(model->engine))) == NULL)
         status = mixtral_fail_nomem(error);
+    if (status != MX_OK)
         goto failed;
-    }
     for (same = &connection->models; *same != NULL && strcmp((*same)->path, model->path) != 0;)
         same = &(*same)->next;
     free_model(take_out(same));

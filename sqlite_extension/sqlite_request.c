@@ -169,7 +169,8 @@ bool mixtral_given(int argc, sqlite3_value **argv, int i)
     return i < argc && argv[i] != NULL && sqlite3_value_type(argv[i]) != SQLITE_NULL;
 }
 
-mx_status mixtral_build_chat(json_t *request, int argc, sqlite3_value **argv, mx_error *error)
+static mx_status build_messages(json_t *request, int argc, sqlite3_value **argv, int max_tokens,
+                                mx_error *error)
 {
     mx_status status;
 
@@ -180,8 +181,19 @@ mx_status mixtral_build_chat(json_t *request, int argc, sqlite3_value **argv, mx
     else
         status = set_text(request, "prompt", argv[0], error);
     if (status == MX_OK)
-        status = set_options(request, argc, argv, 1, MIXTRAL_MAX_TOKENS, error);
+        status = set_options(request, argc, argv, 1, max_tokens, error);
     return status;
+}
+
+mx_status mixtral_build_chat(json_t *request, int argc, sqlite3_value **argv, mx_error *error)
+{
+    return build_messages(request, argc, argv, MIXTRAL_MAX_TOKENS, error);
+}
+
+mx_status mixtral_build_conversation(json_t *request, int argc, sqlite3_value **argv,
+                                     mx_error *error)
+{
+    return build_messages(request, argc, argv, 0, error);
 }
 
 mx_status mixtral_build_complete(json_t *request, int argc, sqlite3_value **argv, mx_error *error)

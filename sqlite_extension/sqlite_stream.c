@@ -145,7 +145,8 @@ static int filter(sqlite3_vtab_cursor *base, int given, const char *unused, int 
         status = mixtral_model_connect(connection, model, &cursor->client, &error);
     if (status == MX_OK)
         status =
-            mixtral_call_start(&cursor->call, connection->db, &cursor->client, request, &error);
+            mixtral_call_start(&cursor->call, connection->db, &cursor->client, request, NULL,
+                               &error);
     if (status == MX_OK)
         status = step(cursor, &error);
     json_decref(request);

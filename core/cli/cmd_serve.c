@@ -22,6 +22,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <sys/signalfd.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
@@ -32,6 +33,7 @@
 #define BACKLOG 1024
 #define UIDS_MAX 64
 #define MODELS_MAX 16
+#define DESCRIPTORS 4096 /* files, threads' and all connections */
 #define DEFAULT_GRACE_MS 10000
 #define DRAIN_LOOK_MS 20
 #define SYSTEMD_FD 3 /* SD_LISTEN_FDS_START */
@@ -250,6 +252,17 @@ static void serve_until_told(mx_engine *engine, const serve_options *o, int sign
             w = STOP_NOW;
 }
 
+/* A shell's or systemd's soft limit of 1,024 descriptors is less than the connections that an engine takes. */
+static void raise_descriptor_limit(void)
+{
+    struct rlimit limit;
+
+    if (getrlimit(RLIMIT_NOFILE, &limit) == 0 && limit.rlim_cur < DESCRIPTORS) {
+        limit.rlim_cur = limit.rlim_max < DESCRIPTORS ? limit.rlim_max : DESCRIPTORS;
+        setrlimit(RLIMIT_NOFILE, &limit);
+    }
+}
+
 static int serve(const serve_options *o, int fd)
 {
     sigset_t set;
@@ -267,6 +280,7 @@ static int serve(const serve_options *o, int fd)
         close(fd);
         return mx_cli_fail("cannot take signals: %s", strerror(errno));
     }
+    raise_descriptor_limit();
     status = mx_engine_open(o->models[0].path, &o->models[0].options, &engine, &error);
     for (int i = 1; i < o->n_models && status == MX_OK; i++)
         status = mx_engine_add(engine, o->models[i].path, &o->models[i].options, &error);

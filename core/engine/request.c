@@ -23,8 +23,9 @@ int64_t mx_now_ns(void)
 static mx_status check_size(const mx_request_spec *spec, const mx_request_limits *limits,
                             mx_error *error)
 {
-    const char *and_one = spec->embed ? "" : " and one to come";
-    size_t needed = spec->n_tokens + (spec->embed ? 0 : 1);
+    bool makes_text = !spec->embed && spec->session == MX_SESSION_NONE;
+    const char *and_one = makes_text ? " and one to come" : "";
+    size_t needed = spec->n_tokens + (makes_text ? 1 : 0);
     const char *field = spec->embed ? "text" : "prompt";
 
     if (spec->n_tokens == 0)
@@ -157,7 +158,7 @@ static mx_status open_sequence(mx_request *r, int choice, const mx_request_spec 
     if (!q->blocks || (!q->follows && !q->history))
         return mx_fail(error, MX_NOMEM, NULL, "out of memory for a request of %d tokens",
                        r->n_prompt + r->max_tokens);
-    if (r->embed)
+    if (!mx_request_makes_text(r))
         return MX_OK;
     return mx_output_open(tokenizer, (const char *const *)r->stop, spec->n_stop, spec->strip_space,
                           &q->output, error);
@@ -184,18 +185,20 @@ mx_status mx_request_open(const mx_request_spec *spec, const mx_request_limits *
     r = calloc(1, sizeof *r);
     if (!r)
         return mx_fail(error, MX_NOMEM, NULL, "out of memory for a request");
+    r->session = spec->session;
     r->embed = spec->embed;
     r->ignore_eos = spec->ignore_eos;
     r->cache = spec->cache && !spec->embed; /* an embedding needs every token's hidden state */
     r->n_prompt = (int)spec->n_tokens;
     r->sampling = spec->sampling;
-    r->n = spec->embed ? 1 : spec->n;
-    r->max_tokens = spec->embed ? 0 : tokens_to_make(spec, limits);
+    r->n = mx_request_makes_text(r) ? spec->n : 1;
+    r->max_tokens = mx_request_makes_text(r) ? tokens_to_make(spec, limits) : 0;
     r->timeout_ms = spec->timeout_ms;
     r->sink = spec->sink;
     r->account = spec->account;
     r->dim = limits->dim;
     atomic_init(&r->cancelled, false);
+    atomic_init(&r->lent, MX_LENT_NOT);
     r->arrived_ns = spec->arrived_ns ? spec->arrived_ns : mx_now_ns();
     r->deadline_ns =
         spec->timeout_ms > 0 ? r->arrived_ns + (int64_t)spec->timeout_ms * 1000000 : INT64_MAX;
@@ -209,11 +212,21 @@ mx_status mx_request_open(const mx_request_spec *spec, const mx_request_limits *
         if (!r->sum || !r->embedding)
             status = mx_fail(error, MX_NOMEM, NULL, "out of memory for an embedding");
     }
+    if (r->session != MX_SESSION_NONE && status == MX_OK) {
+        r->lent_blocks = malloc((size_t)mx_blocks_for(r->n_prompt) * sizeof *r->lent_blocks);
+        if (!r->lent_blocks)
+            status = mx_fail(error, MX_NOMEM, NULL, "out of memory for a session of %d tokens", r->n_prompt);
+    }
     if (status == MX_OK)
         *request = r;
     else
         mx_request_close(r);
     return status;
+}
+
+bool mx_request_makes_text(const mx_request *r)
+{
+    return !r->embed && r->session == MX_SESSION_NONE;
 }
 
 void mx_request_close(mx_request *r)
@@ -229,6 +242,7 @@ void mx_request_close(mx_request *r)
     }
     free(r->classes);
     free(r->names);
+    free(r->lent_blocks);
     free(r->stop);
     free(r->sampling.logit_bias);
     free(r->sum);
@@ -265,7 +279,7 @@ void mx_request_end(mx_request *r, const mx_error *error)
     if (r->embed) {
         o.embedding = r->embedding;
         o.dim = r->dim;
-    } else {
+    } else if (r->session == MX_SESSION_NONE) {
         o.choices = choices;
         o.n_choices = r->n;
         for (int i = 0; i < r->n; i++) {
@@ -447,6 +461,24 @@ mx_status mx_sequence_fork(mx_sequence *q, mx_kv_pool *pool, mx_error *error)
         mx_kv_pool_ref(pool, q->blocks[q->n_blocks]);
     }
     return MX_OK;
+}
+
+void mx_sequence_lend(mx_sequence *q, mx_kv_pool *pool)
+{
+    mx_request *r = q->request;
+    mx_session_blocks lent = {.handle = r->handle,
+                              .n = q->n_blocks,
+                              .n_known = r->session == MX_SESSION_LOAD ? q->n_named : q->n_blocks,
+                              .block_bytes = mx_kv_block_bytes(mx_kv_pool_shape(pool)),
+                              .blocks = r->lent_blocks};
+
+    assert(q->n_blocks == mx_blocks_for(r->n_prompt));
+    for (int b = 0; b < q->n_blocks; b++)
+        r->lent_blocks[b] = mx_kv_pool_block(pool, q->blocks[b]);
+    r->first_token_ns = mx_now_ns();
+    r->cached_tokens = q->n_cached;
+    atomic_store(&r->lent, MX_LENT);
+    r->sink.ready(r->sink.arg, &lent);
 }
 
 mx_logprobs *mx_sequence_next_logprobs(mx_sequence *q)

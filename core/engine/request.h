@@ -16,6 +16,8 @@
 
 typedef struct mx_sequence mx_sequence;
 
+typedef enum { MX_LENT_NOT, MX_LENT, MX_LENT_BACK, MX_LENT_BACK_FILLED } mx_lending;
+
 struct mx_sequence {
     mx_request *request;
     int choice;
@@ -41,6 +43,7 @@ struct mx_request {
     uint64_t handle; /* rises with submission: the lower, the older */
     mx_request *next;
 
+    mx_session_kind session;
     bool embed, ignore_eos, cache;
     int n_prompt;
     uint8_t *classes; /* [n_prompt] */
@@ -56,6 +59,8 @@ struct mx_request {
 
     atomic_bool cancelled;
 
+    atomic_int lent;        /* mx_lending, of a session's blocks */
+    uint8_t **lent_blocks;  /* [n_prompt / MX_KV_SPAN] of a session */
     bool begun;             /* has left the queue once */
     bool paused;            /* as the sink said at the step's begin */
     mx_error failure;       /* status other than MX_OK: ends with it */
@@ -81,6 +86,9 @@ void mx_request_close(mx_request *request); /* its sequences hold no blocks any 
 
 /* The last word: the outcome where error is NULL. */
 void mx_request_end(mx_request *request, const mx_error *error);
+
+/* It computes no more than its prompt: an embedding, a session. */
+bool mx_request_makes_text(const mx_request *request);
 
 /* Adds hidden [n][dim] to an embedding's sum; makes the unit vector of it. MX_CORRUPT: not finite. */
 void mx_request_add_hidden(mx_request *request, const float *hidden, int n);
@@ -113,6 +121,9 @@ void mx_sequence_release(mx_sequence *sequence, mx_prefix *prefix);
 
 /* A choice that follows goes on by itself, from choice 0's blocks, which hold just the prompt. MX_NOMEM. */
 mx_status mx_sequence_fork(mx_sequence *sequence, mx_kv_pool *pool, mx_error *error);
+
+/* Lends all blocks of a session's request to its sink. */
+void mx_sequence_lend(mx_sequence *sequence, mx_kv_pool *pool);
 
 /* Where the next token's logprobs go; NULL: out of memory. */
 mx_logprobs *mx_sequence_next_logprobs(mx_sequence *sequence);

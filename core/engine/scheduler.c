@@ -152,11 +152,22 @@ static void preempt(mx_scheduler *s, mx_sequence *q)
     add(&s->count.preemptions, 1);
 }
 
+/* Its blocks are in the hands of a session's reader or writer. */
+static bool is_lent(const mx_request *r)
+{
+    return atomic_load(&r->lent) != MX_LENT_NOT;
+}
+
+static bool can_give_way(const mx_sequence *q)
+{
+    return q->n_blocks > 0 && !is_lent(q->request);
+}
+
 /* The youngest running sequence that holds blocks and whose reader is behind; NULL: none. */
 static mx_sequence *youngest_paused(mx_scheduler *s)
 {
     for (int i = s->n_running - 1; i >= 0; i--)
-        if (s->running[i]->request->paused && s->running[i]->n_blocks > 0)
+        if (s->running[i]->request->paused && can_give_way(s->running[i]))
             return s->running[i];
     return NULL;
 }
@@ -170,7 +181,7 @@ static mx_sequence *choose_victim(mx_scheduler *s, mx_sequence *growing)
     if (paused)
         return paused;
     for (int i = s->n_running - 1; i >= 0; i--)
-        if (s->running[i]->n_blocks > 0 || s->running[i] == growing)
+        if (can_give_way(s->running[i]) || s->running[i] == growing)
             return s->running[i];
     return growing;
 }
@@ -228,6 +239,20 @@ static bool is_wanted(const mx_request *r, int64_t now)
     return !atomic_load(&r->cancelled) && now < r->deadline_ns;
 }
 
+/* What a session's request has lent out and has back: it is done. */
+static void take_back(mx_scheduler *s, mx_request *r)
+{
+    mx_sequence *q = &r->sequences[0];
+
+    if (atomic_load(&r->lent) == MX_LENT_BACK_FILLED) {
+        q->n_computed = q->n_history;
+        mx_sequence_publish(q, s->prefix);
+    }
+    q->done = true;
+    r->n_done = r->n;
+    stop_running(s, q);
+}
+
 /* Ends what is done, has failed, or is not wanted any more; asks the others' readers whether they
  * keep up. */
 static void end_finished(mx_scheduler *s)
@@ -238,9 +263,13 @@ static void end_finished(mx_scheduler *s)
         mx_request *r = *link;
         mx_error error;
 
-        if (r->failure.status != MX_OK) {
+        if (is_lent(r) && atomic_load(&r->lent) != MX_LENT)
+            take_back(s, r);
+        if (atomic_load(&r->lent) == MX_LENT) {
+            link = &r->next;
+        } else if (r->failure.status != MX_OK) {
             end_request(s, link, &r->failure);
-        } else if (r->n_done == r->n) {
+        } else if (r->n_done == r->n && !(is_lent(r) && atomic_load(&r->cancelled))) {
             end_request(s, link, NULL);
         } else if (atomic_load(&r->cancelled)) {
             mx_fail(&error, MX_CANCELLED, NULL, "the request was cancelled");
@@ -259,7 +288,7 @@ static void end_finished(mx_scheduler *s)
 /* Blocks that a sequence takes, with the token that comes after its history. */
 static int blocks_to_go_on(const mx_sequence *q)
 {
-    return mx_blocks_for(q->n_history + (q->request->embed ? 0 : 1));
+    return mx_blocks_for(q->n_history + (mx_request_makes_text(q->request) ? 1 : 0));
 }
 
 /* True if there is a place for it and, beside what the running ones still need for their histories,
@@ -322,7 +351,7 @@ static void admit_waiting(mx_scheduler *s)
 
 static int pending(const mx_sequence *q)
 {
-    return q->follows || q->request->paused ? 0 : q->n_history - q->n_computed;
+    return q->follows || q->request->paused || is_lent(q->request) ? 0 : q->n_history - q->n_computed;
 }
 
 /* An older one is computing the very block that this one needs next: it will be there for both. */
@@ -364,6 +393,10 @@ static void share_out_budget(mx_scheduler *s)
         mx_sequence *q = s->running[i];
         if (q->take > 0)
             continue;
+        if (q->request->session == MX_SESSION_LOAD) { /* room for all of it, and nothing to compute */
+            q->take = pending(q);
+            continue;
+        }
         q->take = chunk_of(s, q, budget);
         budget -= q->take;
     }
@@ -389,16 +422,22 @@ static void plan_step(mx_scheduler *s)
     share_out_budget(s);
     find_blocks(s);
     s->n_members = 0;
-    for (int i = 0; i < s->n_running; i++)
-        if (s->running[i]->take > 0)
-            s->member[s->n_members++] = s->running[i];
+    for (int i = 0; i < s->n_running; i++) {
+        mx_sequence *q = s->running[i];
+        if (q->take > 0 && q->request->session == MX_SESSION_LOAD) {
+            q->take = 0;
+            mx_sequence_lend(q, s->pool);
+        }
+        if (q->take > 0)
+            s->member[s->n_members++] = q;
+    }
 }
 
 /* ---- Computing a step -------------------------------------------------------------------------*/
 
 static bool gives_logits(const mx_sequence *q)
 {
-    return !q->request->embed && q->n_computed + q->take == q->n_history;
+    return mx_request_makes_text(q->request) && q->n_computed + q->take == q->n_history;
 }
 
 static int fill_batch(mx_scheduler *s)
@@ -636,6 +675,8 @@ static void hand_out_results(mx_scheduler *s)
             hand_out_embedding(s, q, hidden, n);
             hidden += (size_t)n * (size_t)s->limits.dim;
         }
+        if (r->session == MX_SESSION_SAVE && q->n_computed == q->n_history)
+            mx_sequence_lend(q, s->pool);
         if (!has_logits)
             continue;
         note_first_token(s, r);
@@ -681,7 +722,7 @@ static void rest(mx_scheduler *s)
     struct timespec t;
 
     for (const mx_request *r = s->active; r; r = r->next)
-        if (r->deadline_ns < until)
+        if (r->deadline_ns < until && atomic_load(&r->lent) != MX_LENT)
             until = r->deadline_ns;
     t = (struct timespec){.tv_sec = until / 1000000000, .tv_nsec = until % 1000000000};
     pthread_mutex_lock(&s->lock);
@@ -803,11 +844,31 @@ void mx_scheduler_cancel(mx_scheduler *s, uint64_t handle)
     pthread_mutex_unlock(&s->lock);
 }
 
+void mx_scheduler_release(mx_scheduler *s, uint64_t handle, bool filled)
+{
+    pthread_mutex_lock(&s->lock);
+    for (mx_request *r = s->active; r; r = r->next)
+        if (r->handle == handle)
+            atomic_store(&r->lent, filled ? MX_LENT_BACK_FILLED : MX_LENT_BACK);
+    rouse(s);
+    pthread_mutex_unlock(&s->lock);
+}
+
 void mx_scheduler_wake(mx_scheduler *s)
 {
     pthread_mutex_lock(&s->lock);
     rouse(s);
     pthread_mutex_unlock(&s->lock);
+}
+
+size_t mx_scheduler_block_bytes(const mx_scheduler *s)
+{
+    return mx_kv_block_bytes(mx_kv_pool_shape(s->pool));
+}
+
+mx_kv_type mx_scheduler_kv_type(const mx_scheduler *s)
+{
+    return s->options.kv_type;
 }
 
 void mx_scheduler_get_stats(const mx_scheduler *s, mx_scheduler_stats *stats)

@@ -42,16 +42,32 @@ typedef struct {
     uint64_t seed;
 } mx_outcome;
 
+/* A session's request makes no text: it reads its prompt, or makes room for it, and lends out the blocks. */
+typedef enum {
+    MX_SESSION_NONE,
+    MX_SESSION_SAVE, /* computes the prompt's blocks, for the caller to read */
+    MX_SESSION_LOAD  /* blocks for the caller to fill with what another such request has read */
+} mx_session_kind;
+
+typedef struct { /* the caller's between the sink's `ready` and mx_scheduler_release */
+    uint64_t handle;
+    int n, n_known;         /* of them the first n_known have their contents: they are not to be written */
+    size_t block_bytes;
+    uint8_t *const *blocks; /* [n] */
+} mx_session_blocks;
+
 /* Where a request's output goes. Called on the scheduler's thread, never after `end`; must not block. */
 typedef struct {
     /* Whole UTF-8 characters. False: there is no memory for them, and the request fails. */
     bool (*piece)(void *arg, int choice, const char *text, size_t bytes);
     void (*end)(void *arg, const mx_outcome *outcome, const mx_error *error); /* exactly one of the two is not NULL; once, last */
     bool (*paused)(void *arg); /* true: the reader is behind; make no further tokens for now */
+    void (*ready)(void *arg, const mx_session_blocks *blocks); /* of a session's request: at most once, before `end` */
     void *arg;
 } mx_sink;
 
 typedef struct { /* what a request asks for; mx_scheduler_submit copies everything */
+    mx_session_kind session;    /* n_tokens is then a multiple of MX_KV_SPAN */
     bool embed;                 /* the mean of the hidden states, L2-normalised, instead of text */
     const int32_t *tokens;      /* [n_tokens] prompt, BOS included */
     const uint8_t *classes;     /* [n_tokens] mx_token_class */
@@ -100,6 +116,10 @@ mx_status mx_scheduler_submit(mx_scheduler *scheduler, const mx_request_spec *sp
 void mx_scheduler_cancel(mx_scheduler *scheduler, uint64_t handle);
 void mx_scheduler_wake(mx_scheduler *scheduler); /* a paused sink may go on */
 
+/* Gives the blocks of a session's request back, which ends with that. `filled`: all of them hold what their tokens say, and can be
+ * found from now on. Every `ready` is followed by one, also when the request was cancelled. */
+void mx_scheduler_release(mx_scheduler *scheduler, uint64_t handle, bool filled);
+
 #define MX_BATCH_BUCKETS 10
 #define MX_TIME_BUCKETS 17
 
@@ -112,6 +132,10 @@ typedef struct { /* a snapshot; never waits for computation */
     int64_t queue_times[MX_TIME_BUCKETS], first_token_times[MX_TIME_BUCKETS]; /* of them up to 1, 2, 4, ... 32,768 ms, and longer */
     int64_t weight_bytes, kv_bytes; /* mapped, of the model's file; reserved for the pool, of which what was used once is memory */
 } mx_scheduler_stats;
+
+/* Of the KV pool; immutable. */
+size_t mx_scheduler_block_bytes(const mx_scheduler *scheduler);
+mx_kv_type mx_scheduler_kv_type(const mx_scheduler *scheduler);
 
 void mx_scheduler_get_stats(const mx_scheduler *scheduler, mx_scheduler_stats *stats);
 

@@ -9,7 +9,7 @@
 
 #define ROW_TILE 16
 #define SLICE 512         /* weights of a row in a panel */
-#define DOT_COLUMNS 8     /* columns that share one decoding of a row */
+#define DOT_COLUMNS 4     /* columns that share one decoding of a row */
 #define PANEL_COLUMNS 512 /* columns that share one decoding of a panel */
 
 #define ALWAYS_INLINE static inline __attribute__((always_inline))

@@ -51,6 +51,7 @@ ALWAYS_INLINE void advance(column_view *x, int groups, traits t)
     x->sum += groups * (MX_GROUP / t.group);
 }
 
+/* n_columns is a constant, and its loops are unrolled, so that the sums stay in registers. */
 ALWAYS_INLINE void dot_row(const mx_product *p, int row, int first, int n_columns, decoder decode,
                            int block, int bytes, traits t)
 {
@@ -60,6 +61,7 @@ ALWAYS_INLINE void dot_row(const mx_product *p, int row, int first, int n_column
     dot_acc acc[DOT_COLUMNS];
     int left = p->w->cols;
 
+#pragma GCC unroll 4
     for (int c = 0; c < n_columns; c++) {
         x[c] = view_column(p->x, column_of(p, first + c), 0, t);
         dot_clear(&acc[c]);
@@ -68,6 +70,7 @@ ALWAYS_INLINE void dot_row(const mx_product *p, int row, int first, int n_column
         __builtin_prefetch(blocks + PREFETCH_BYTES);
         __builtin_prefetch(blocks + PREFETCH_BYTES + 64);
         decode(blocks, 8, &w);
+#pragma GCC unroll 4
         for (int c = 0; c < n_columns; c++) {
             dot_decoded(&acc[c], &w, x[c], 8, t);
             advance(&x[c], 8, t);
@@ -75,25 +78,34 @@ ALWAYS_INLINE void dot_row(const mx_product *p, int row, int first, int n_column
     }
     for (; left > 0; left -= MX_GROUP, blocks += bytes) {
         decode(blocks, 1, &w);
+#pragma GCC unroll 4
         for (int c = 0; c < n_columns; c++) {
             dot_decoded(&acc[c], &w, x[c], 1, t);
             advance(&x[c], 1, t);
         }
     }
+#pragma GCC unroll 4
     for (int c = 0; c < n_columns; c++)
         p->y[(size_t)(first + c) * p->y_stride + (size_t)(row - p->row_begin)] = dot_total(&acc[c]);
 }
 
+/* A few rows at a time, which stay in the cache while they meet the columns, up to DOT_COLUMNS of them at a time. */
 ALWAYS_INLINE void dot_product(const mx_product *p, decoder decode, int block, int bytes, traits t)
 {
-    for (int first = 0; first < p->n_columns; first += DOT_COLUMNS) {
-        int n = p->n_columns - first < DOT_COLUMNS ? p->n_columns - first : DOT_COLUMNS;
+    for (int begin = p->row_begin, end; begin < p->row_end; begin = end) {
+        end = p->row_end - begin < ROW_TILE ? p->row_end : begin + ROW_TILE;
+        for (int first = 0, n; first < p->n_columns; first += n) {
+            int left = p->n_columns - first;
 
-        for (int row = p->row_begin; row < p->row_end; row++)
-            if (n == 1) /* with a constant count the sum stays in registers */
-                dot_row(p, row, first, 1, decode, block, bytes, t);
-            else
-                dot_row(p, row, first, n, decode, block, bytes, t);
+            n = left >= DOT_COLUMNS ? DOT_COLUMNS : left >= 2 ? 2 : 1;
+            for (int row = begin; row < end; row++)
+                if (n == DOT_COLUMNS)
+                    dot_row(p, row, first, DOT_COLUMNS, decode, block, bytes, t);
+                else if (n == 2)
+                    dot_row(p, row, first, 2, decode, block, bytes, t);
+                else
+                    dot_row(p, row, first, 1, decode, block, bytes, t);
+        }
     }
 }
 

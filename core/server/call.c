@@ -8,6 +8,7 @@
 #include <unistd.h>
 #include "../error.h"
 #include "result.h"
+#include "sessions.h"
 
 void mx_wake_up(mx_wake *wake)
 {
@@ -47,7 +48,7 @@ void mx_channel_release(mx_channel *channel)
 void mx_channel_close(mx_channel *channel, int fd)
 {
     pthread_mutex_lock(&channel->lock);
-    mx_buffer_send(&channel->out, fd, NULL);
+    mx_buffer_send(&channel->out, fd, NULL, NULL);
     channel->closed = true;
     mx_buffer_free(&channel->out);
     atomic_store(&channel->paused, false);
@@ -187,9 +188,17 @@ void mx_call_release(mx_call *call)
 {
     if (atomic_fetch_sub(&call->references, 1) > 1)
         return;
+    mx_session_free(call->session);
     mx_query_free(&call->query);
     mx_channel_release(call->channel);
     free(call);
+}
+
+const char *mx_call_tenant(const mx_call *call)
+{
+    if (call->tenant[0])
+        return call->tenant;
+    return call->query.tenant ? call->query.tenant : "";
 }
 
 /* Before the last frame goes out: the client's next request may follow at once. */

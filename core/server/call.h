@@ -28,6 +28,7 @@ typedef struct { /* rouses the I/O thread from any thread */
 void mx_wake_up(mx_wake *wake);
 
 typedef struct mx_call mx_call;
+typedef struct mx_session mx_session;
 
 typedef struct {
     atomic_int references; /* the connection's and one of each call */
@@ -56,6 +57,7 @@ struct mx_call {
     atomic_int references;  /* whoever works on it */
     atomic_bool cancelled;  /* read while tokenising */
     int64_t arrived_ns;
+    mx_session *session;    /* of session_save and session_load; freed with the call */
     mx_tenant *account;     /* until it ends; NULL: its tenant has no limits */
 
     /* under the channel's lock */
@@ -76,6 +78,9 @@ struct mx_call {
 mx_status mx_call_open(mx_channel *channel, uint32_t id, mx_query *query, mx_call **call, mx_error *error);
 void mx_call_hold(mx_call *call);
 void mx_call_release(mx_call *call);
+
+/* Whose blocks it may share: "uid:N", or what it names, or "". */
+const char *mx_call_tenant(const mx_call *call);
 
 /* The last word: takes the call off its channel and sends the frame. A cancelled call's error is the reason it was cancelled
  * for. mx_call_result takes `result` over; NULL is MX_NOMEM; one that is too large for a frame is an error. */

@@ -25,6 +25,7 @@ struct mx_client {
     bool send_failed;  /* nothing more goes out */
     mx_error lost;     /* why the connection is over; status MX_OK: it is not */
     mx_buffer in, out;
+    mx_descriptors files; /* of requests in `out` */
     json_t *event;     /* holds the last event's text */
     char *result;      /* holds the last event's JSON */
 };
@@ -78,7 +79,7 @@ mx_status mx_client_connect(const char *path, mx_client **client, mx_error *erro
 /* Sends what the socket takes. */
 static void flush_out(mx_client *client)
 {
-    if (!client->send_failed && mx_buffer_send(&client->out, client->fd, NULL) == MX_UNAVAILABLE) {
+    if (!client->send_failed && mx_buffer_send(&client->out, client->fd, &client->files, NULL) == MX_UNAVAILABLE) {
         client->send_failed = true;
         mx_buffer_free(&client->out);
     }
@@ -94,6 +95,34 @@ static mx_status check_connected(const mx_client *client, mx_error *error)
 }
 
 mx_status mx_client_request(mx_client *client, const char *json, uint32_t *id, mx_error *error)
+{
+    return mx_client_request_with_files(client, json, NULL, 0, id, error);
+}
+
+/* Copies of the files' descriptors, to be passed; they are the caller's own again. */
+static mx_status copy_files(mx_client *client, const int fds[], int n, mx_error *error)
+{
+    mx_descriptors *files = &client->files;
+
+    if (n < 0 || n > MX_FRAME_DESCRIPTORS_MAX)
+        return mx_fail(error, MX_INVALID, NULL, "expected at most %d files with a request, got %d", MX_FRAME_DESCRIPTORS_MAX, n);
+    if (files->n + n > MX_DESCRIPTORS_MAX / 2)
+        return mx_fail(error, MX_BUSY, NULL, "%d files of earlier requests are still to be sent", files->n);
+    for (int i = 0; i < n; i++) {
+        int copy = fcntl(fds[i], F_DUPFD_CLOEXEC, 0);
+
+        if (copy < 0) {
+            mx_fail(error, errno == EBADF ? MX_INVALID : MX_IO, NULL, "descriptor %d: %m", fds[i]);
+            while (i-- > 0)
+                close(files->fd[--files->n]);
+            return errno == EBADF ? MX_INVALID : MX_IO;
+        }
+        files->fd[files->n++] = copy;
+    }
+    return MX_OK;
+}
+
+mx_status mx_client_request_with_files(mx_client *client, const char *json, const int *fds, int n_fds, uint32_t *id, mx_error *error)
 {
     mx_status status = check_connected(client, error);
     size_t bytes = strlen(json);
@@ -111,11 +140,17 @@ mx_status mx_client_request(mx_client *client, const char *json, uint32_t *id, m
     if (mx_buffer_bytes(&client->out) > UNSENT_MAX)
         return mx_fail(error, MX_BUSY, NULL, "%zu bytes of earlier requests are still to be sent",
                        mx_buffer_bytes(&client->out));
-    if (++client->last_id == 0)
-        client->last_id = 1;
-    status = mx_frame_append(&client->out, MX_FRAME_REQUEST, client->last_id, json, bytes, error);
+    status = copy_files(client, fds, n_fds, error);
     if (status != MX_OK)
         return status;
+    if (++client->last_id == 0)
+        client->last_id = 1;
+    status = mx_request_append(&client->out, client->last_id, json, bytes, n_fds, error);
+    if (status != MX_OK) {
+        while (n_fds-- > 0)
+            close(client->files.fd[--client->files.n]);
+        return status;
+    }
     *id = client->last_id;
     flush_out(client);
     return MX_OK;
@@ -183,7 +218,9 @@ static mx_status take_error(const mx_frame *frame, mx_event *event, mx_error *er
     json_decref(json);
     if (frame->id != 0)
         return MX_OK;
-    return mx_fail(error, event->error.status == MX_CORRUPT ? MX_CORRUPT : MX_UNAVAILABLE, NULL, "%s", event->error.text);
+    if (event->error.status != MX_CORRUPT && event->error.status != MX_BUSY)
+        event->error.status = MX_UNAVAILABLE;
+    return mx_fail(error, event->error.status, NULL, "%s", event->error.text);
 }
 
 /* The next frame as an event. MX_AGAIN: none is whole, or it was the HELLO. */
@@ -232,7 +269,7 @@ mx_status mx_client_next(mx_client *client, mx_event *event, mx_error *error)
     while (true) {
         status = take_frame(client, event, &why);
         if (status == MX_AGAIN)
-            status = mx_buffer_receive(&client->in, client->fd, &why);
+            status = mx_buffer_receive(&client->in, client->fd, NULL, &why);
         else
             break;
         if (status != MX_OK)
@@ -271,6 +308,7 @@ void mx_client_abandon(mx_client *client)
     close(client->fd);
     mx_buffer_free(&client->in);
     mx_buffer_free(&client->out);
+    mx_descriptors_close(&client->files);
     json_decref(client->event);
     free(client->result);
     free(client);

@@ -70,12 +70,12 @@ static int32_t hex4(reader *r)
     int32_t value = 0;
 
     for (int i = 0; i < 4; i++, r->at++) {
-        char c = next(r);
-        int digit = c >= '0' && c <= '9' ? c - '0' : c >= 'a' && c <= 'f' ? c - 'a' + 10 : c >= 'A' && c <= 'F' ? c - 'A' + 10 : -1;
+        static const char digits[] = "0123456789abcdefABCDEF";
+        const char *digit = next(r) ? strchr(digits, next(r)) : NULL;
 
-        if (digit < 0)
+        if (!digit)
             return -1;
-        value = value * 16 + digit;
+        value = value * 16 + (int32_t)(digit - digits - (digit - digits > 15 ? 6 : 0));
     }
     return value;
 }

@@ -233,6 +233,7 @@ static mx_status refuse(const parser *p, const option *o, const json_t *value)
 }
 
 #define CHAT (1u << MX_OP_CHAT)
+#define CONVERSATION (CHAT | 1u << MX_OP_SESSION_SAVE)
 #define TEXT (CHAT | 1u << MX_OP_COMPLETE)
 #define COMPUTE (TEXT | 1u << MX_OP_EMBED)
 #define ALL (~0u)
@@ -245,8 +246,8 @@ static const option options[] = {
     {"tenant_tokens_per_minute", ALL, take_int, AT(tenant_tokens_per_minute), 0, INT32_MAX},
     {"timeout_ms", ALL, take_int, AT(timeout_ms), 0, INT32_MAX},
     {"cache", COMPUTE, take_bool, AT(cache), 0, 0},
-    {"template", CHAT, take_template, 0, 0, 0},
-    {"system", CHAT, take_system, 0, 0, 0},
+    {"template", CONVERSATION, take_template, 0, 0, 0},
+    {"system", CONVERSATION, take_system, 0, 0, 0},
     {"max_tokens", TEXT, take_int, AT(max_tokens), 1, INT32_MAX},
     {"temperature", TEXT, take_float, AT(sampling.temperature), 0, 100},
     {"top_k", TEXT, take_int, AT(sampling.top_k), 0, INT32_MAX},
@@ -368,7 +369,7 @@ static mx_status take_conversation(const json_t *prompt, const json_t *messages,
     mx_str text;
 
     if (!prompt == !messages)
-        return mx_fail(error, MX_INVALID, "prompt", "chat: expected either prompt or messages, got %s",
+        return mx_fail(error, MX_INVALID, "prompt", "%s: expected either prompt or messages, got %s", mx_op_name(query->op),
                        prompt ? "both" : "neither");
     if (messages && count == 0)
         return mx_fail(error, MX_INVALID, "messages", "messages: expected an array of at least one message, got %s",
@@ -444,6 +445,8 @@ static const struct {
     [MX_OP_CHUNKS] = {"chunks", STRING | EXTENT},
     [MX_OP_MODELS] = {"models", 0},
     [MX_OP_STATS] = {"stats", 0},
+    [MX_OP_SESSION_SAVE] = {"session_save", PROMPT | MESSAGES},
+    [MX_OP_SESSION_LOAD] = {"session_load", 0},
 };
 
 static const struct {
@@ -455,6 +458,11 @@ static const struct {
 const char *mx_op_name(mx_op op)
 {
     return ops[op].name;
+}
+
+int mx_op_files(mx_op op)
+{
+    return op == MX_OP_SESSION_SAVE || op == MX_OP_SESSION_LOAD ? 2 : 0;
 }
 
 static mx_status take_op(const json_t *json, mx_op *op, mx_error *error)
@@ -471,7 +479,7 @@ static mx_status take_op(const json_t *json, mx_op *op, mx_error *error)
     }
     if (!json_is_string(name) || i == MX_OP_COUNT)
         return mx_fail(error, MX_INVALID, "op", "op: expected chat, complete, embed, tokenize, detokenize, token_count, "
-                       "chunks, models or stats, got %s", got(name).text);
+                       "chunks, models, stats, session_save or session_load, got %s", got(name).text);
     *op = (mx_op)i;
     json_object_foreach((json_t *)json, key, value) {
         for (i = 0; i < n_fields && strcmp(fields[i].name, key) != 0; i++)
@@ -497,6 +505,7 @@ static mx_status take_fields(mx_query *query, mx_error *error)
 
     switch (query->op) {
     case MX_OP_CHAT:
+    case MX_OP_SESSION_SAVE:
         return take_conversation(given(json, "prompt"), given(json, "messages"), query, error);
     case MX_OP_COMPLETE:
         return take_text(given(json, "prompt"), "prompt", &query->text, error);
@@ -513,7 +522,7 @@ static mx_status take_fields(mx_query *query, mx_error *error)
     case MX_OP_TOKENIZE:
     case MX_OP_TOKEN_COUNT:
         return take_text(given(json, "text"), "text", &query->text, error);
-    default: /* models, stats: nothing */
+    default: /* models, stats, session_load: nothing */
         return MX_OK;
     }
 }

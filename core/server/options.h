@@ -15,7 +15,7 @@
 
 typedef enum {
     MX_OP_CHAT, MX_OP_COMPLETE, MX_OP_EMBED, MX_OP_TOKENIZE, MX_OP_DETOKENIZE, MX_OP_TOKEN_COUNT, MX_OP_CHUNKS,
-    MX_OP_MODELS, MX_OP_STATS, MX_OP_COUNT
+    MX_OP_MODELS, MX_OP_STATS, MX_OP_SESSION_SAVE, MX_OP_SESSION_LOAD, MX_OP_COUNT
 } mx_op;
 
 
@@ -26,7 +26,7 @@ typedef struct {
     bool names_model;
 
     mx_str text;          /* prompt of complete; text of embed, tokenize, token_count, chunks */
-    mx_message *messages; /* [n_messages] of chat: the option `system` first, a prompt as one user message */
+    mx_message *messages; /* [n_messages] of chat and session_save: the option `system` first, a prompt as one user message */
     size_t n_messages;
     int32_t *tokens;      /* [n_tokens] of detokenize */
     size_t n_tokens;
@@ -55,5 +55,6 @@ mx_status mx_query_parse(json_t *json, const mx_served_list *models, mx_query *q
 void mx_query_free(mx_query *query);
 
 const char *mx_op_name(mx_op op);
+int mx_op_files(mx_op op); /* that a request comes with */
 
 #endif

@@ -46,12 +46,14 @@ typedef struct connection {
     size_t unsent;            /* bytes that the last send left */
     int64_t blocked_since_ms; /* the socket has taken nothing since; 0: it is not full */
     mx_buffer in;
+    mx_descriptors files;     /* of requests that are still to come whole */
     mx_channel *channel;
     struct connection *next;
 } connection;
 
 struct mx_server {
     mx_server_options options;
+    mx_sessions *sessions;
     mx_worker *worker;
     int epoll;
     mx_wake wake;
@@ -121,13 +123,12 @@ static mx_status enter_tenant(mx_server *server, mx_call *call, mx_error *error)
 {
     const mx_query *query = &call->query;
     mx_tenant_limits limits = server->options.tenant_limits;
-    const char *name = call->tenant[0] ? call->tenant : query->tenant ? query->tenant : "";
 
     if (query->tenant_requests >= 0)
         limits.requests = query->tenant_requests;
     if (query->tenant_tokens_per_minute >= 0)
         limits.tokens_per_minute = query->tenant_tokens_per_minute;
-    return mx_tenants_enter(server->options.tenants, name, &limits, call->arrived_ns, &call->account, error);
+    return mx_tenants_enter(server->options.tenants, mx_call_tenant(call), &limits, call->arrived_ns, &call->account, error);
 }
 
 /* What no limit holds up: it asks for nothing but facts. */
@@ -144,14 +145,47 @@ static void answer_inquiry(mx_server *server, mx_call *call)
     mx_call_result(call, call->query.op == MX_OP_STATS ? mx_result_stats(models, only) : mx_result_models(models, only));
 }
 
-/* MX_CORRUPT is the connection's end; any other failure has been answered under the request's id. */
-static mx_status take_request(mx_server *server, connection *c, const mx_frame *frame, mx_error *error)
+/* The files that came with a request are its own, or nobody's. */
+static mx_status attach_files(const connection *c, mx_call *call, const int *files, int n, mx_error *error)
 {
-    json_t *json = mx_json_parse(frame->body, frame->body_bytes, error);
-    mx_call *call = NULL;
-    mx_query query;
-    mx_status status = json ? mx_query_parse(json, server->options.models, &query, error) : error->status;
+    mx_op op = call->query.op;
+    mx_status status = MX_OK;
 
+    if (n != mx_op_files(op))
+        status = mx_fail(error, MX_INVALID, "op", "%s: expected %d files to come with it, got %d", mx_op_name(op), mx_op_files(op), n);
+    else if (n > 0 && c->tenant[0])
+        status = mx_fail(error, MX_DENIED, "op", "%s: not for the tenant %s", mx_op_name(op), c->tenant);
+    else if (n > 0)
+        status = mx_session_attach(call, files, error);
+    for (int i = 0; i < n && status != MX_OK; i++)
+        close(files[i]);
+    return status;
+}
+
+/* Takes the caller's reference over where it succeeds. */
+static mx_status pass_on(mx_server *server, mx_call *call, mx_error *error)
+{
+    mx_status status = enter_tenant(server, call, error);
+
+    if (status != MX_OK)
+        return status;
+    if (call->query.op == MX_OP_SESSION_LOAD)
+        return mx_sessions_load(server->sessions, call, error);
+    return mx_worker_add(server->worker, call, error);
+}
+
+/* A request as a call, the files of the frame with it. Failures but MX_CORRUPT are the request's alone. */
+static mx_status open_call(mx_server *server, connection *c, const mx_frame *frame, mx_call **call, mx_error *error)
+{
+    int files[MX_FRAME_DESCRIPTORS_MAX], n = frame->n_descriptors;
+    json_t *json;
+    mx_query query;
+    mx_status status;
+
+    if (!mx_descriptors_take(&c->files, files, n))
+        return mx_fail(error, MX_CORRUPT, NULL, "request: %d descriptors should have come with it, got %d", n, c->files.n);
+    json = mx_json_parse(frame->body, frame->body_bytes, error);
+    status = json ? mx_query_parse(json, server->options.models, &query, error) : error->status;
     if (status == MX_OK) {
         status = check_tenant(c, &query, error);
         if (status == MX_OK && atomic_load(&server->draining) && !is_inquiry(&query))
@@ -160,21 +194,39 @@ static mx_status take_request(mx_server *server, connection *c, const mx_frame *
             mx_query_free(&query);
     }
     if (status == MX_OK)
-        status = mx_call_open(c->channel, frame->id, &query, &call, error);
-    if (status == MX_CORRUPT)
+        status = mx_call_open(c->channel, frame->id, &query, call, error);
+    if (status != MX_OK) {
+        for (int i = 0; i < n; i++)
+            close(files[i]);
+        return status;
+    }
+    (*call)->queue_bytes = frame->body_bytes;
+    snprintf((*call)->tenant, sizeof((*call)->tenant), "%s", c->tenant);
+    status = attach_files(c, *call, files, n, error);
+    if (status == MX_OK)
+        return MX_OK;
+    mx_call_error(*call, error);
+    mx_call_release(*call);
+    *call = NULL;
+    return MX_AGAIN; /* it is answered */
+}
+
+/* MX_CORRUPT is the connection's end; any other failure has been answered under the request's id. */
+static mx_status take_request(mx_server *server, connection *c, const mx_frame *frame, mx_error *error)
+{
+    mx_call *call = NULL;
+    mx_status status = open_call(server, c, frame, &call, error);
+
+    if (status == MX_CORRUPT || status == MX_AGAIN)
         return status;
     if (status != MX_OK) {
         mx_channel_error(c->channel, frame->id, error);
         return status;
     }
-    call->queue_bytes = frame->body_bytes;
-    snprintf(call->tenant, sizeof(call->tenant), "%s", c->tenant);
     if (is_inquiry(&call->query)) {
         answer_inquiry(server, call);
     } else {
-        status = enter_tenant(server, call, error);
-        if (status == MX_OK)
-            status = mx_worker_add(server->worker, call, error);
+        status = pass_on(server, call, error);
         if (status == MX_OK)
             return MX_OK;
         mx_call_error(call, error);
@@ -232,16 +284,17 @@ static void read_connection(mx_server *server, connection *c)
     mx_error error;
 
     for (int i = 0; i < READS_A_TURN && status == MX_OK; i++) {
-        status = mx_buffer_receive(&c->in, c->fd, &error);
+        status = mx_buffer_receive(&c->in, c->fd, &c->files, &error);
         if (status == MX_OK)
             status = take_frames(server, c, &error);
     }
     if (status == MX_OK || status == MX_AGAIN)
         return;
-    if (status != MX_UNAVAILABLE) {
-        mx_channel_error(c->channel, 0, &error);
+    if (status == MX_UNAVAILABLE) /* it may have shut down one side only, and still listen */
+        mx_fail(&error, MX_UNAVAILABLE, NULL, "the client closed its side of the connection: its requests are cancelled");
+    else
         server_log(server, MX_LOG_WARNING, error.text);
-    }
+    mx_channel_error(c->channel, 0, &error);
     c->dead = true;
 }
 
@@ -255,7 +308,7 @@ static void write_connection(mx_server *server, connection *c, int64_t now_ms)
 
     pthread_mutex_lock(&channel->lock);
     before = mx_buffer_bytes(&channel->out);
-    status = mx_buffer_send(&channel->out, c->fd, NULL);
+    status = mx_buffer_send(&channel->out, c->fd, NULL, NULL);
     c->unsent = mx_buffer_bytes(&channel->out);
     if (c->unsent <= MX_STREAM_RESUME_BYTES)
         resumed = atomic_exchange(&channel->paused, false);
@@ -326,6 +379,7 @@ static void close_connection(mx_server *server, connection *c)
     server->listen_again_ms = 0; /* there is a descriptor now */
     mx_channel_release(c->channel);
     mx_buffer_free(&c->in);
+    mx_descriptors_close(&c->files);
     free(c);
 }
 
@@ -352,16 +406,14 @@ static mx_status add_connection(mx_server *server, connection *c, mx_error *erro
     return status;
 }
 
-/* A connection over `fd`, which is taken over, also on failure. Any thread; the I/O thread is to be woken. */
+/* A connection over `fd`, which stays the caller's on failure. Any thread; the I/O thread is to be woken. */
 static mx_status adopt_descriptor(mx_server *server, int fd, const char *tenant, mx_error *error)
 {
     connection *c = calloc(1, sizeof(*c));
     mx_status status;
 
-    if (!c) {
-        close(fd);
+    if (!c)
         return mx_fail(error, MX_NOMEM, NULL, "out of memory for a connection");
-    }
     c->fd = fd;
     snprintf(c->tenant, sizeof(c->tenant), "%s", tenant);
     status = mx_channel_open(&server->wake, &c->channel, error);
@@ -373,7 +425,6 @@ static mx_status adopt_descriptor(mx_server *server, int fd, const char *tenant,
     }
     if (status == MX_OK)
         return MX_OK;
-    close(fd);
     if (c->channel)
         mx_channel_release(c->channel);
     free(c);
@@ -397,6 +448,22 @@ static void name_peer(const mx_server *server, int fd, char *tenant, size_t size
         snprintf(tenant, size, "uid:%u", (unsigned)peer.uid);
 }
 
+/* Tells the client why, as far as there is memory, and closes its connection. */
+static void refuse_descriptor(int fd, const mx_error *why)
+{
+    json_t *body = mx_json_of_error(why);
+    size_t bytes = 0;
+    char *text = body ? mx_json_dump(body, &bytes) : NULL;
+    mx_buffer out = {0};
+
+    if (text && mx_frame_append(&out, MX_FRAME_ERROR, 0, text, bytes, NULL) == MX_OK)
+        mx_buffer_send(&out, fd, NULL, NULL);
+    mx_buffer_free(&out);
+    free(text);
+    json_decref(body);
+    close(fd);
+}
+
 static void accept_connections(mx_server *server, int64_t now_ms)
 {
     char tenant[24];
@@ -415,8 +482,10 @@ static void accept_connections(mx_server *server, int64_t now_ms)
             return;
         }
         name_peer(server, fd, tenant, sizeof(tenant));
-        if (adopt_descriptor(server, fd, tenant, &error) != MX_OK)
+        if (adopt_descriptor(server, fd, tenant, &error) != MX_OK) {
             server_log(server, MX_LOG_WARNING, error.text);
+            refuse_descriptor(fd, &error);
+        }
     }
 }
 
@@ -541,7 +610,9 @@ mx_status mx_server_open(const mx_server_options *options, mx_server **server, m
     if (s->epoll < 0 || s->wake.fd < 0 || epoll_ctl(s->epoll, EPOLL_CTL_ADD, s->wake.fd, &event) < 0)
         status = mx_fail(error, MX_IO, NULL, "cannot make the server's descriptors: %m");
     else
-        status = mx_worker_open(options->max_queue, &s->worker, error);
+        status = mx_sessions_open(&s->sessions, error);
+    if (status == MX_OK)
+        status = mx_worker_open(options->max_queue, s->sessions, &s->worker, error);
     if (status == MX_OK)
         status = mx_thread_start(&s->thread, run, s, error);
     s->running = status == MX_OK;
@@ -562,6 +633,7 @@ mx_status mx_server_connect(mx_server *server, int *fd, mx_error *error)
         return mx_fail(error, MX_IO, NULL, "cannot make a socket pair: %m");
     status = adopt_descriptor(server, pair[0], "", error);
     if (status != MX_OK) {
+        close(pair[0]);
         close(pair[1]);
         return status;
     }
@@ -601,7 +673,7 @@ mx_status mx_server_listen(mx_server *server, int fd, const uid_t *trusted, size
 
 int mx_server_pending(mx_server *server)
 {
-    return mx_worker_pending(server->worker);
+    return mx_worker_pending(server->worker) + mx_sessions_pending(server->sessions);
 }
 
 void mx_server_drain(mx_server *server)
@@ -620,6 +692,8 @@ void mx_server_stop(mx_server *server)
     }
     mx_worker_close(server->worker);
     server->worker = NULL;
+    if (server->sessions)
+        mx_sessions_stop(server->sessions);
 }
 
 void mx_server_close(mx_server *server)
@@ -634,6 +708,7 @@ void mx_server_close(mx_server *server)
         server->connections = c->next;
         close_connection(server, c);
     }
+    mx_sessions_close(server->sessions);
     if (atomic_load(&server->listener) >= 0)
         close(atomic_load(&server->listener));
     free(server->trusted);

@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <unistd.h>
 #include "../error.h"
 
 #define RECEIVE_BYTES ((size_t)64 << 10) /* room offered to one recv */
@@ -78,19 +79,72 @@ void mx_buffer_free(mx_buffer *buffer)
     memset(buffer, 0, sizeof(*buffer));
 }
 
-mx_status mx_buffer_receive(mx_buffer *buffer, int fd, mx_error *error)
+void mx_descriptors_close(mx_descriptors *descriptors)
+{
+    for (int i = 0; i < descriptors->n; i++)
+        close(descriptors->fd[i]);
+    descriptors->n = 0;
+}
+
+bool mx_descriptors_take(mx_descriptors *descriptors, int fds[], int n)
+{
+    if (n > descriptors->n)
+        return false;
+    memcpy(fds, descriptors->fd, (size_t)n * sizeof(int));
+    descriptors->n -= n;
+    memmove(descriptors->fd, descriptors->fd + n, (size_t)descriptors->n * sizeof(int));
+    return true;
+}
+
+/* Room for the descriptors of one message, aligned as its header wants. */
+typedef union {
+    struct cmsghdr header;
+    char bytes[CMSG_SPACE(sizeof(int) * MX_DESCRIPTORS_MAX)];
+} ancillary;
+
+/* What the kernel has put into our table is ours from now on, wanted or not. */
+static mx_status take_descriptors(struct msghdr *message, mx_descriptors *descriptors, mx_error *error)
+{
+    mx_status status = MX_OK;
+    int fd;
+
+    for (struct cmsghdr *c = CMSG_FIRSTHDR(message); c; c = CMSG_NXTHDR(message, c)) {
+        if (c->cmsg_level != SOL_SOCKET || c->cmsg_type != SCM_RIGHTS)
+            continue;
+        for (size_t at = 0; at + sizeof(fd) <= c->cmsg_len - CMSG_LEN(0); at += sizeof(fd)) {
+            memcpy(&fd, CMSG_DATA(c) + at, sizeof(fd));
+            if (descriptors && descriptors->n < MX_DESCRIPTORS_MAX) {
+                descriptors->fd[descriptors->n++] = fd;
+            } else {
+                close(fd);
+                status = MX_CORRUPT;
+            }
+        }
+    }
+    if (status != MX_OK || (descriptors && message->msg_flags & MSG_CTRUNC))
+        return mx_fail(error, MX_CORRUPT, NULL, "expected at most %d descriptors to wait for their request, got more",
+                       descriptors ? MX_DESCRIPTORS_MAX : 0);
+    return MX_OK;
+}
+
+mx_status mx_buffer_receive(mx_buffer *buffer, int fd, mx_descriptors *descriptors, mx_error *error)
 {
     mx_status status = reserve(buffer, RECEIVE_BYTES, error);
+    ancillary room;
+    struct iovec bytes = {.iov_len = RECEIVE_BYTES};
+    struct msghdr message = {
+        .msg_iov = &bytes, .msg_iovlen = 1, .msg_control = &room, .msg_controllen = sizeof(room)};
     ssize_t got;
 
     if (status != MX_OK)
         return status;
+    bytes.iov_base = buffer->data + buffer->end;
     do {
-        got = recv(fd, buffer->data + buffer->end, RECEIVE_BYTES, MSG_DONTWAIT);
+        got = recvmsg(fd, &message, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
     } while (got < 0 && errno == EINTR);
     if (got > 0) {
         buffer->end += (size_t)got;
-        return MX_OK;
+        return take_descriptors(&message, descriptors, error);
     }
     if (got < 0 && (errno == EAGAIN || errno == EWOULDBLOCK)) {
         mx_buffer_consume(buffer, 0); /* an idle connection holds no memory */
@@ -101,12 +155,34 @@ mx_status mx_buffer_receive(mx_buffer *buffer, int fd, mx_error *error)
     return mx_fail(error, MX_UNAVAILABLE, NULL, "the connection was lost: recv: %m");
 }
 
-mx_status mx_buffer_send(mx_buffer *buffer, int fd, mx_error *error)
+/* One sendmsg(2); the descriptors are gone once a byte is. */
+static ssize_t send_some(const mx_buffer *buffer, int fd, mx_descriptors *descriptors)
+{
+    ancillary room = {0};
+    struct iovec bytes = {.iov_base = buffer->data + buffer->begin, .iov_len = mx_buffer_bytes(buffer)};
+    struct msghdr message = {.msg_iov = &bytes, .msg_iovlen = 1};
+    ssize_t sent;
+
+    if (descriptors && descriptors->n > 0) {
+        message.msg_control = &room;
+        message.msg_controllen = CMSG_SPACE(sizeof(int) * (size_t)descriptors->n);
+        room.header.cmsg_level = SOL_SOCKET;
+        room.header.cmsg_type = SCM_RIGHTS;
+        room.header.cmsg_len = CMSG_LEN(sizeof(int) * (size_t)descriptors->n);
+        memcpy(CMSG_DATA(&room.header), descriptors->fd, sizeof(int) * (size_t)descriptors->n);
+    }
+    sent = sendmsg(fd, &message, MSG_NOSIGNAL | MSG_DONTWAIT);
+    if (sent > 0 && descriptors)
+        mx_descriptors_close(descriptors);
+    return sent;
+}
+
+mx_status mx_buffer_send(mx_buffer *buffer, int fd, mx_descriptors *descriptors, mx_error *error)
 {
     ssize_t sent;
 
     while (mx_buffer_bytes(buffer) > 0) {
-        sent = send(fd, buffer->data + buffer->begin, mx_buffer_bytes(buffer), MSG_NOSIGNAL | MSG_DONTWAIT);
+        sent = send_some(buffer, fd, descriptors);
         if (sent >= 0)
             mx_buffer_consume(buffer, (size_t)sent);
         else if (errno == EAGAIN || errno == EWOULDBLOCK)
@@ -144,7 +220,8 @@ static void put_u32(uint8_t *p, uint32_t value)
         p[i] = (uint8_t)(value >> (8 * i));
 }
 
-mx_status mx_frame_append(mx_buffer *out, mx_frame_type type, uint32_t id, const char *body, size_t bytes, mx_error *error)
+static mx_status append_frame(mx_buffer *out, mx_frame_type type, int n_descriptors, uint32_t id, const char *body,
+                              size_t bytes, mx_error *error)
 {
     uint8_t header[MX_FRAME_HEADER_BYTES] = {0};
     mx_status status;
@@ -154,6 +231,7 @@ mx_status mx_frame_append(mx_buffer *out, mx_frame_type type, uint32_t id, const
                        frame_rules[type].name, bytes, frame_rules[type].body_max);
     put_u32(header, (uint32_t)bytes);
     header[4] = (uint8_t)type;
+    header[5] = (uint8_t)n_descriptors;
     put_u32(header + 8, id);
     status = reserve(out, sizeof(header) + bytes, error);
     if (status == MX_OK)
@@ -161,6 +239,16 @@ mx_status mx_frame_append(mx_buffer *out, mx_frame_type type, uint32_t id, const
     if (status == MX_OK)
         status = mx_buffer_append(out, body, bytes, error);
     return status;
+}
+
+mx_status mx_frame_append(mx_buffer *out, mx_frame_type type, uint32_t id, const char *body, size_t bytes, mx_error *error)
+{
+    return append_frame(out, type, 0, id, body, bytes, error);
+}
+
+mx_status mx_request_append(mx_buffer *out, uint32_t id, const char *body, size_t bytes, int n_descriptors, mx_error *error)
+{
+    return append_frame(out, MX_FRAME_REQUEST, n_descriptors, id, body, bytes, error);
 }
 
 mx_status mx_frame_peek(const mx_buffer *in, mx_sender from, mx_frame *frame, mx_error *error)
@@ -180,8 +268,11 @@ mx_status mx_frame_peek(const mx_buffer *in, mx_sender from, mx_frame *frame, mx
     if (!(frame_rules[type].senders & (int)from))
         return mx_fail(error, MX_CORRUPT, NULL, "frame: a %s does not come from the %s", frame_rules[type].name,
                        from == MX_FROM_CLIENT ? "client" : "server");
-    if (header[5] || header[6] || header[7])
-        return mx_fail(error, MX_CORRUPT, NULL, "frame: the bytes after the type are not zero");
+    if (header[5] > (type == MX_FRAME_REQUEST ? MX_FRAME_DESCRIPTORS_MAX : 0))
+        return mx_fail(error, MX_CORRUPT, NULL, "frame: a %s does not come with %d descriptors", frame_rules[type].name,
+                       header[5]);
+    if (header[6] || header[7])
+        return mx_fail(error, MX_CORRUPT, NULL, "frame: the bytes before the id are not zero");
     if (length < frame_rules[type].body_min || length > frame_rules[type].body_max)
         return mx_fail(error, MX_CORRUPT, NULL, "frame: a %s has %zu to %zu bytes, got %zu", frame_rules[type].name,
                        frame_rules[type].body_min, frame_rules[type].body_max, length);
@@ -191,6 +282,7 @@ mx_status mx_frame_peek(const mx_buffer *in, mx_sender from, mx_frame *frame, mx
     if (have - MX_FRAME_HEADER_BYTES < length)
         return MX_AGAIN;
     frame->type = (mx_frame_type)type;
+    frame->n_descriptors = header[5];
     frame->body = in->data + in->begin + MX_FRAME_HEADER_BYTES;
     frame->body_bytes = length;
     return MX_OK;

@@ -3,11 +3,16 @@
  *
  * A frame is a header of 12 bytes and a body of JSON:
  *
- *     u32 body length | u8 type | 3 zero bytes | u32 request id        little-endian
+ *     u32 body length | u8 type | u8 descriptors | 2 zero bytes | u32 request id        little-endian
  *
  * Each side's first frame is a HELLO, {"protocol": 1, "version": "0.1.0"}, with id 0. Then the client sends REQUESTs under ids of
- * its choice (not 0, none twice at a time) and CANCELs; the server answers a request with any number of PIECEs and then one
- * RESULT or ERROR. An ERROR with id 0 is about the connection, which ends with it.
+ * its choice (not 0, none twice at a time) and CANCELs, where a REQUEST may come with files: their descriptors are passed
+ * (SCM_RIGHTS) with its first byte or before, and belong to the requests in order. The server answers a request with any number of
+ * PIECEs and then one RESULT or ERROR. An ERROR with id 0 is about the connection, which ends with it: MX_BUSY where there are too
+ * many.
+ *
+ * A client that shuts down its sending side has left, as one that is gone: what it asked for is cancelled, and an ERROR with id 0
+ * says so. (It could not cancel any more, and nobody would know whether it still reads.) What was sent to it before comes first.
  *
  * Everything received is hostile: a header is checked before its body is waited for, and a body's JSON is bounded in depth
  * and in the number of its values (a byte of JSON can cost 70 of memory). No state but the buffers, which are
@@ -22,6 +27,8 @@
 
 #define MX_FRAME_HEADER_BYTES 12
 #define MX_FRAME_BODY_MAX ((size_t)16 << 20)
+#define MX_FRAME_DESCRIPTORS_MAX 2 /* of a request */
+#define MX_DESCRIPTORS_MAX 32      /* of a connection, that wait for their request */
 #define MX_JSON_DEPTH_MAX 32
 #define MX_JSON_VALUES_MAX (1 << 18)
 
@@ -41,6 +48,7 @@ typedef struct {
     uint32_t id;
     const char *body; /* [body_bytes], within the buffer */
     size_t body_bytes;
+    int n_descriptors; /* that have come with it */
 } mx_frame;
 
 typedef struct { /* bytes begin .. end of data wait; zeroed: empty; free with mx_buffer_free */
@@ -48,19 +56,31 @@ typedef struct { /* bytes begin .. end of data wait; zeroed: empty; free with mx
     size_t begin, end, capacity;
 } mx_buffer;
 
+typedef struct { /* [n], oldest first; owned */
+    int fd[MX_DESCRIPTORS_MAX];
+    int n;
+} mx_descriptors;
+
+void mx_descriptors_close(mx_descriptors *descriptors);
+/* The first `n` go into fds; false if there are fewer, and nothing is taken. */
+bool mx_descriptors_take(mx_descriptors *descriptors, int fds[], int n);
+
 size_t mx_buffer_bytes(const mx_buffer *buffer);
 mx_status mx_buffer_append(mx_buffer *buffer, const void *data, size_t bytes, mx_error *error);
 void mx_buffer_consume(mx_buffer *buffer, size_t bytes); /* memory beyond a small rest goes back when it is empty */
 void mx_buffer_free(mx_buffer *buffer);
 
-/* One recv(2) into the buffer: MX_AGAIN when nothing is there, MX_UNAVAILABLE when the peer is gone, MX_NOMEM. */
-mx_status mx_buffer_receive(mx_buffer *buffer, int fd, mx_error *error);
+/* One recvmsg(2) into the buffer, and descriptors that come with it behind the others (NULL: they are refused, as too many are, with
+ * MX_CORRUPT). MX_AGAIN when nothing is there, MX_UNAVAILABLE when the peer is gone, MX_NOMEM. */
+mx_status mx_buffer_receive(mx_buffer *buffer, int fd, mx_descriptors *descriptors, mx_error *error);
 
-/* Sends until all is sent (MX_OK) or the socket is full (MX_AGAIN). MX_UNAVAILABLE when the peer is gone. */
-mx_status mx_buffer_send(mx_buffer *buffer, int fd, mx_error *error);
+/* The descriptors (NULL: none) go with the first byte, and are closed then. Sends until all is sent (MX_OK) or the socket is full (MX_AGAIN). MX_UNAVAILABLE when the peer is gone. */
+mx_status mx_buffer_send(mx_buffer *buffer, int fd, mx_descriptors *descriptors, mx_error *error);
 
 /* Appends a frame; nothing is appended on failure. MX_TOO_LARGE with the numbers when the body exceeds MX_FRAME_BODY_MAX. */
 mx_status mx_frame_append(mx_buffer *out, mx_frame_type type, uint32_t id, const char *body, size_t bytes, mx_error *error);
+
+mx_status mx_request_append(mx_buffer *out, uint32_t id, const char *body, size_t bytes, int n_descriptors, mx_error *error);
 
 /* The frame at the buffer's beginning, which stays there until mx_frame_consume. MX_AGAIN: not whole yet. MX_CORRUPT: `from`
  * may not send that. */

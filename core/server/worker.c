@@ -21,6 +21,7 @@
 
 struct mx_worker {
     int max_queue;
+    mx_sessions *sessions;
     pthread_t thread;
     pthread_mutex_t lock;
     pthread_cond_t work; /* the queue is not empty, or stopping */
@@ -111,7 +112,7 @@ static mx_status submit(mx_call *call, const mx_tokens *tokens, const uint8_t *c
         .n = query->n,
         .max_tokens = query->max_tokens,
         .ignore_eos = query->ignore_eos,
-        .tenant = call->tenant[0] ? call->tenant : query->tenant,
+        .tenant = mx_call_tenant(call),
         .account = call->account,
         .cache = query->cache,
         .timeout_ms = query->timeout_ms,
@@ -137,17 +138,19 @@ static mx_status submit(mx_call *call, const mx_tokens *tokens, const uint8_t *c
     return status;
 }
 
-static mx_status compute(mx_call *call, mx_error *error)
+static mx_status compute(const mx_worker *worker, mx_call *call, mx_error *error)
 {
     mx_tokens tokens = {0};
     uint8_t *classes = NULL;
     mx_status status;
 
-    if (call->query.op == MX_OP_CHAT)
+    if (call->query.op == MX_OP_CHAT || call->query.op == MX_OP_SESSION_SAVE)
         status = render_messages(call, &tokens, &classes, error);
     else
         status = tokenize_prompt(call, &tokens, &classes, error);
-    if (status == MX_OK)
+    if (status == MX_OK && call->query.op == MX_OP_SESSION_SAVE)
+        status = mx_sessions_save(worker->sessions, call, tokens.ids, classes, tokens.count, error);
+    else if (status == MX_OK)
         status = submit(call, &tokens, classes, error);
     mx_tokens_free(&tokens);
     free(classes);
@@ -199,7 +202,7 @@ static mx_status chunk(const mx_call *call, json_t **result, mx_error *error)
 }
 
 /* Does one call's work. It has ended afterwards, or is the scheduler's. */
-static void serve(mx_call *call)
+static void serve(const mx_worker *worker, mx_call *call)
 {
     mx_error error = {0};
     json_t *result = NULL;
@@ -217,7 +220,7 @@ static void serve(mx_call *call)
         status = chunk(call, &result, &error);
         break;
     default:
-        status = compute(call, &error);
+        status = compute(worker, call, &error);
         if (status == MX_OK)
             return;
         break;
@@ -265,7 +268,7 @@ static void *run(void *arg)
             break;
         call = worker->current = unlink_call(worker, &worker->first);
         pthread_mutex_unlock(&worker->lock);
-        serve(call);
+        serve(worker, call);
         pthread_mutex_lock(&worker->lock);
         worker->current = NULL;
         mx_call_release(call);
@@ -274,7 +277,7 @@ static void *run(void *arg)
     return NULL;
 }
 
-mx_status mx_worker_open(int max_queue, mx_worker **worker, mx_error *error)
+mx_status mx_worker_open(int max_queue, mx_sessions *sessions, mx_worker **worker, mx_error *error)
 {
     mx_worker *w = calloc(1, sizeof(*w));
 
@@ -291,6 +294,7 @@ mx_status mx_worker_open(int max_queue, mx_worker **worker, mx_error *error)
         return mx_fail(error, MX_NOMEM, NULL, "out of memory for the worker's queue");
     }
     w->max_queue = max_queue;
+    w->sessions = sessions;
     w->last = &w->first;
     *worker = w;
     return MX_OK;

@@ -8,12 +8,13 @@
 #ifndef MX_SERVER_WORKER_H
 #define MX_SERVER_WORKER_H
 
-#include "call.h"
+#include "sessions.h"
 
 typedef struct mx_worker mx_worker;
 
 /* max_queue: calls that wait, before MX_BUSY. */
-mx_status mx_worker_open(int max_queue, mx_worker **worker, mx_error *error);
+/* Saves go on to `sessions`, which outlives the worker. */
+mx_status mx_worker_open(int max_queue, mx_sessions *sessions, mx_worker **worker, mx_error *error);
 void mx_worker_close(mx_worker *worker); /* ends its calls with MX_UNAVAILABLE, joins; takes NULL */
 
 /* Takes the caller's reference over where it succeeds. MX_BUSY when the queue is full. Any thread. */

@@ -10,6 +10,7 @@ import time
 
 import harness
 import peer
+import serving
 from peer import ask
 
 LONG = ("--max-tokens", "400", "--option", "ignore_eos=true", "--temperature", "0")
@@ -33,32 +34,9 @@ def ask_as(uid, path, request):
     return json.loads(text)
 
 
-class Serve(harness.Suite):
-    def setUp(self):
-        folder = tempfile.TemporaryDirectory()
-        self.addCleanup(folder.cleanup)
-        os.chmod(folder.name, 0o755)
-        self.socket = os.path.join(folder.name, "engine.sock")
-        self.model = os.path.join(folder.name, "tiny.gguf")
-        self.succeeds("synth", self.model, *harness.TINY)
-
-    def start(self, *args, target=None, **more):
-        target = target or ("--socket", self.socket)
-        server = subprocess.Popen([harness.CLI, "serve", "--model", self.model, *target, *args], stderr=subprocess.PIPE, **more)
-        self.addCleanup(server.stderr.close)
-        self.addCleanup(server.wait)
-        self.addCleanup(server.kill)
-        self.assertIn(b"serving", server.stderr.readline())
-        return server
-
+class Serve(serving.Suite):
     def complete(self, *args):
         return self.succeeds("complete", "unix:" + self.socket, "one two three", *args)
-
-    def stats(self):
-        return ask(self.socket, {"op": "stats"})
-
-    def ends(self, server, status=0):
-        self.assertEqual(server.wait(harness.SECONDS), status)
 
     def test_it_answers_as_the_engine_in_process_does(self):
         self.start()
@@ -178,13 +156,6 @@ class Serve(harness.Suite):
             before = self.cpu_seconds(server)
             self.assertLess(self.cpu_seconds(server, 1) - before, 0.3)
             self.ends(server)
-
-    @staticmethod
-    def cpu_seconds(server, after=0):
-        time.sleep(after)
-        with open(f"/proc/{server.pid}/stat", encoding="ascii") as stat:
-            fields = stat.read().rsplit(")", 1)[1].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
     def test_the_lifelines_end_ends_it(self):
         read, write = os.pipe()

@@ -3,7 +3,9 @@
 import array
 import json
 import math
+import os
 import sqlite3
+import tempfile
 
 import harness
 from harness import MODEL, Suite
@@ -291,11 +293,78 @@ class About(Suite):
             self.assertEqual(self.one(f"SELECT subtype(mixtral_{call})"), subtype, call)
 
     def test_nothing_but_calls_opens_or_closes(self):
+        self.db.execute("CREATE VIEW s AS SELECT mixtral_session_load('x', 'y')")
+        self.fails("SELECT * FROM s", "unsafe use of mixtral_session_load")
+        self.db.execute("CREATE VIEW w AS SELECT mixtral_session_save('x', 'y', 'z')")
+        self.fails("SELECT * FROM w", "unsafe use of mixtral_session_save")
         self.db.execute("CREATE VIEW v AS SELECT mixtral_open('x')")
         self.fails("SELECT * FROM v", "unsafe use of mixtral_open")
         self.db.execute("CREATE TABLE t(x)")
         self.db.execute("CREATE TRIGGER r AFTER INSERT ON t BEGIN SELECT mixtral_close(new.x); END")
         self.fails("INSERT INTO t VALUES ('x')", "unsafe use of mixtral_close")
+
+
+class Sessions(Suite):
+    DOCUMENT = "\n".join(f"Line {i} of the contract says that the tenant pays the rent in time." for i in range(30))
+
+    def setUp(self):
+        super().setUp()
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        self.folder = folder.name
+        self.file, self.key = (os.path.join(folder.name, name) for name in ("contract.session", "session.key"))
+        with open(self.key, "wb") as key:
+            key.write(os.urandom(32))
+
+    def cached(self, **options):
+        options.update(max_tokens=1)
+        return self.one("SELECT mixtral_generate(?, ?)->>'cached_tokens'", self.DOCUMENT + "\nWhat?", json.dumps(options))
+
+    def test_a_document_is_read_once(self):
+        tokens = self.one("SELECT mixtral_session_save(?, ?, ?, '{\"tenant\": \"saver\"}')", self.file, self.key, self.DOCUMENT)
+        self.assertGreater(tokens, 500)
+        self.assertEqual(tokens % 32, 0)
+        self.assertEqual(os.stat(self.file).st_mode & 0o777, 0o600)
+        self.assertEqual(sorted(os.listdir(self.folder)), ["contract.session", "session.key"])
+        tenant = os.urandom(8).hex()
+        self.assertEqual(self.cached(tenant=tenant), 0)
+        other = os.urandom(8).hex()
+        self.assertEqual(self.one("SELECT mixtral_session_load(?, ?, ?)", self.file, self.key, json.dumps({"tenant": other})), tokens)
+        self.assertGreater(self.cached(tenant=other), tokens - 64)
+
+    def test_messages(self):
+        messages = json.dumps([{"role": "system", "content": "Be brief."}, {"role": "user", "content": self.DOCUMENT}])
+        tokens = self.one("SELECT mixtral_session_save(?, ?, json(?))", self.file, self.key, messages)
+        self.assertEqual(self.one("SELECT mixtral_session_load(?, ?)", self.file, self.key), tokens)
+
+    def test_what_fails_leaves_the_old_file(self):
+        self.one("SELECT mixtral_session_save(?, ?, ?)", self.file, self.key, self.DOCUMENT)
+        with open(self.file, "rb") as file:
+            before = file.read()
+        save = "SELECT mixtral_session_save(?, ?, ?)"
+        self.fails(save, "at least 32 tokens", values=(self.file, self.key, "short"))
+        self.fails(save, "key file: expected 32 bytes", values=(self.file, self.file, self.DOCUMENT))
+        self.fails(save, "No such file", values=(self.file, self.key + "x", self.DOCUMENT))
+        self.fails(save, "No such file", values=("/nowhere/x", self.key, self.DOCUMENT))
+        with open(self.file, "rb") as file:
+            self.assertEqual(before, file.read())
+        self.assertEqual(sorted(os.listdir(self.folder)), ["contract.session", "session.key"])
+
+    def test_what_cannot_be_loaded(self):
+        self.one("SELECT mixtral_session_save(?, ?, ?)", self.file, self.key, self.DOCUMENT)
+        load = "SELECT mixtral_session_load(?, ?)"
+        with open(self.file, "r+b") as file:
+            file.seek(5000)
+            byte = file.read(1)[0]
+            file.seek(5000)
+            file.write(bytes([byte ^ 1]))
+        self.fails(load, "was changed", values=(self.file, self.key))
+        self.fails(load, "it does not begin as one", values=(self.key, self.key))
+        self.fails(load, "No such file", values=(self.file + "x", self.key))
+        self.fails(load, "expected a regular file", values=(self.folder, self.key))
+        self.fails("SELECT mixtral_session_load(?, ?, '{\"max_tokens\": 1}')", "has no use for it", values=(self.file, self.key))
+        for nothing in ("SELECT mixtral_session_load(NULL, 'x')", "SELECT mixtral_session_save('x', NULL, 'y')"):
+            self.assertIsNone(self.one(nothing))
 
 
 if __name__ == "__main__":

@@ -276,7 +276,7 @@ static uint64_t submit(mx_scheduler *s, request *r, listener *l)
     uint64_t handle;
     mx_error error;
 
-    r->spec.sink = (mx_sink){on_piece, on_end, is_paused, l};
+    r->spec.sink = (mx_sink){.piece = on_piece, .end = on_end, .paused = is_paused, .arg = l};
     assert_int_equal(mx_scheduler_submit(s, &r->spec, &handle, &error), MX_OK);
     return handle;
 }

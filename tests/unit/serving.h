@@ -35,7 +35,7 @@ static inline int write_model(void **state)
     o.layers = 1;
     o.dim = DIM;
     o.ff = 32;
-    o.heads = 2;
+    o.heads = 1;
     o.kv_heads = 1;
     o.experts = 2;
     o.experts_used = 1;

@@ -9,7 +9,8 @@
  *     each kind of request is sent to a fresh engine: it gets its answer or MX_NOMEM, or the connection is lost; and then
  *     the engine answers as ever, with no request and no block left over
  *
- * (Failures that last begin at every STRIDE-th call of a request: most of what they meet is the same.) Nothing may take longer than HANG_S. What leaks is AddressSanitizer's to find (make check-asan).
+ * (Failures that last begin at every STRIDE-th call of a request: most of what they meet is the same.) Nothing may take longer
+ * than HANG_S. What leaks is AddressSanitizer's to find (make check-asan).
  */
 #include <dlfcn.h>
 #include <errno.h>
@@ -46,12 +47,14 @@ static long first_refused, last_refused;
 
 #define OURS __attribute__((visibility("default"), no_sanitize("address", "thread", "undefined")))
 
+static _Thread_local int exempt; /* a sanitizer's runtime, which has no way to fail, is calling */
+
 /* Counts a call; true: it is to fail. */
 __attribute__((no_sanitize("address", "thread", "undefined"))) static bool refuse(void)
 {
     long n;
 
-    if (!atomic_load_explicit(&armed, memory_order_relaxed))
+    if (exempt || !atomic_load_explicit(&armed, memory_order_relaxed))
         return false;
     n = atomic_fetch_add_explicit(&made, 1, memory_order_relaxed) + 1;
     if (n < first_refused || n > last_refused)
@@ -69,7 +72,6 @@ __attribute__((weak)) void *__interceptor_malloc(size_t);
 __attribute__((weak)) void *__interceptor_calloc(size_t, size_t);
 __attribute__((weak)) void *__interceptor_realloc(void *, size_t);
 __attribute__((weak)) void *__interceptor_aligned_alloc(size_t, size_t);
-__attribute__((weak)) int __interceptor_pthread_create(pthread_t *, const pthread_attr_t *, void *(*)(void *), void *);
 
 OURS void *malloc(size_t bytes)
 {
@@ -126,16 +128,36 @@ OURS void *mmap(void *at, size_t bytes, int protection, int flags, int fd, off_t
     return (void *)syscall(SYS_mmap, at, bytes, protection, flags, fd, offset);
 }
 
+/* The functions behind ours of the same names; looked up before anything is armed. */
+static int (*next_create)(pthread_t *, const pthread_attr_t *, void *(*)(void *), void *);
+static int (*next_getattr)(pthread_t, pthread_attr_t *);
+
+static void find_next(void)
+{
+    *(void **)&next_create = dlsym(RTLD_NEXT, "pthread_create");
+    *(void **)&next_getattr = dlsym(RTLD_NEXT, "pthread_getattr_np");
+}
+
 OURS int pthread_create(pthread_t *thread, const pthread_attr_t *attributes, void *(*run)(void *), void *arg)
 {
-    static int (*next)(pthread_t *, const pthread_attr_t *, void *(*)(void *), void *);
-
     if (refuse())
         return EAGAIN;
-    if (!next)
-        *(void **)&next = dlsym(RTLD_NEXT, "pthread_create");
-    return __interceptor_pthread_create ? __interceptor_pthread_create(thread, attributes, run, arg)
-                                        : next(thread, attributes, run, arg);
+    if (!next_create)
+        find_next();
+    return next_create(thread, attributes, run, arg);
+}
+
+/* With this every thread of a sanitizer's begins. */
+OURS int pthread_getattr_np(pthread_t thread, pthread_attr_t *attributes)
+{
+    int rc;
+
+    exempt++;
+    if (!next_getattr)
+        find_next();
+    rc = next_getattr(thread, attributes);
+    exempt--;
+    return rc;
 }
 
 /* From now on the k-th call fails, and, if it lasts, all after it. */
@@ -248,6 +270,7 @@ static int write_models(void **state)
     spm.context = 1024;
     spm.type = MX_TYPE_Q8_0;
     lay_out_model(&bpe);
+    find_next();
     signal(SIGALRM, hung);
     if (mx_synth_model(spm_path, &spm, &error) == MX_OK && write_model(bpe_path, &bpe, &error) == MX_OK)
         return 0;
@@ -282,11 +305,13 @@ typedef struct {
     bool over_socket; /* the engine listens, the client connects */
     bool cancelled;   /* by the client, once there is a piece */
     bool closed;      /* the engine is, once there is a piece: only that may run out of memory */
+    bool reads;       /* a text: the kind of vocabulary matters */
     int threads;      /* 0: 1 */
 } request;
 
 #define GREEDY "\"temperature\":0,\"ignore_eos\":true,\"seed\":1"
-#define ENDLESS "{\"op\":\"complete\",\"prompt\":\"abc\",\"options\":{\"max_tokens\":900," GREEDY "}}"
+/* Long enough to be paused, as nobody reads it. */
+#define ENDLESS "{\"op\":\"complete\",\"prompt\":\"abc\",\"options\":{\"max_tokens\":900,\"n\":8," GREEDY "}}"
 
 static const request chat = {.name = "chat", .json = "{\"op\":\"chat\",\"prompt\":\"abc de\",\"options\":{\"max_tokens\":3,"
                                                      GREEDY "}}"};
@@ -294,15 +319,15 @@ static const request chat = {.name = "chat", .json = "{\"op\":\"chat\",\"prompt\
 static const request requests[] = {
     {.name = "stats", .json = "{\"op\":\"stats\"}"},
     {.name = "models", .json = "{\"op\":\"models\"}"},
-    {.name = "tokenize", .json = "{\"op\":\"tokenize\",\"text\":\"abc d\xc3\xa9 12\"}"},
-    {.name = "token_count", .json = "{\"op\":\"token_count\",\"text\":\"abc abc\"}"},
+    {.name = "tokenize", .reads = true, .json = "{\"op\":\"tokenize\",\"text\":\"abc d\xc3\xa9 12\"}"},
+    {.name = "token_count", .reads = true, .json = "{\"op\":\"token_count\",\"text\":\"abc abc\"}"},
     {.name = "detokenize", .json = "{\"op\":\"detokenize\",\"tokens\":[65,66,67]}"},
-    {.name = "chunks", .json = "{\"op\":\"chunks\",\"text\":\"abc abc abc abc. abc abc\",\"size\":8,\"overlap\":2}"},
-    {.name = "embed", .json = "{\"op\":\"embed\",\"text\":\"abc\"}"},
-    {.name = "chat over a socket", .over_socket = true, .threads = 3,
+    {.name = "chunks", .reads = true, .json = "{\"op\":\"chunks\",\"text\":\"abc abc abc abc. abc abc\",\"size\":8,\"overlap\":2}"},
+    {.name = "embed", .reads = true, .json = "{\"op\":\"embed\",\"text\":\"abc\"}"},
+    {.name = "chat over a socket", .over_socket = true, .reads = true, .threads = 3,
      .json = "{\"op\":\"chat\",\"messages\":[{\"role\":\"user\",\"content\":\"abc\"},{\"role\":\"assistant\",\"content\":\"d\"},"
              "{\"role\":\"user\",\"content\":\"e\"}],\"options\":{\"max_tokens\":3," GREEDY "}}"},
-    {.name = "complete",
+    {.name = "complete", .reads = true,
      .json = "{\"op\":\"complete\",\"prompt\":\"abc abc abc abc abc abc abc abc abc abc abc abc abc abc abc abc abc abc abc\","
              "\"options\":{\"max_tokens\":5,\"stop\":[\"zzzz\",\"qq\"],\"logit_bias\":{\"70\":-1},\"tenant\":\"t\"," GREEDY "}}"},
     {.name = "choices",
@@ -321,7 +346,7 @@ static struct {
     bool lost;        /* of the connection; otherwise of the request, or of a call of the client */
     mx_error error;
     char json[1 << 16];
-    char streamed[1 << 12]; /* of choice 0 */
+    char streamed[1 << 14]; /* of choice 0 */
 } ending;
 
 static void end_with(mx_status status, bool lost)
@@ -629,17 +654,21 @@ static bool try_close(const char *path, const request *r, long k, bool lasts, ta
     return any;
 }
 
-static void every_allocation_of_requests(const char *path, const char *model)
+static void every_allocation_of_requests(const char *path, const char *model, bool all)
 {
     answer chats = answer_of(path, &chat);
 
     assert_int_equal(chats.status, MX_OK);
     for (size_t i = 0; i < N_REQUESTS; i++) {
         const request *r = &requests[i];
-        answer expected = r->closed ? (answer){0} : answer_of(path, r);
+        answer expected;
+
+        if (!all && !r->reads)
+            continue;
+        expected = r->closed ? (answer){0} : answer_of(path, r);
 
         n_threads = r->threads ? r->threads : 1;
-        assert_int_equal(expected.status, strcmp(r->name, "wrong option") == 0 ? MX_INVALID : r->cancelled ? MX_CANCELLED : MX_OK);
+        assert_int_equal(expected.status, r->cancelled ? MX_CANCELLED : strstr(r->name, "wrong") ? MX_INVALID : MX_OK);
         for (int lasts = 0; lasts < 2; lasts++) {
             tally t = {0};
 
@@ -707,13 +736,13 @@ static void opening_with_a_bpe_vocabulary(void **state)
 static void requests_with_a_sentencepiece_vocabulary(void **state)
 {
     (void)state;
-    every_allocation_of_requests(spm_path, "spm");
+    every_allocation_of_requests(spm_path, "spm", true);
 }
 
 static void requests_with_a_bpe_vocabulary(void **state)
 {
     (void)state;
-    every_allocation_of_requests(bpe_path, "bpe");
+    every_allocation_of_requests(bpe_path, "bpe", false);
 }
 
 int main(void)

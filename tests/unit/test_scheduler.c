@@ -140,7 +140,7 @@ static void refuses_at_once(void **state)
     mx_error error;
     (void)state;
 
-    r->spec.sink = (mx_sink){on_piece, on_end, is_paused, NULL};
+    r->spec.sink = (mx_sink){.piece = on_piece, .end = on_end, .paused = is_paused};
     assert_int_equal(mx_scheduler_submit(s, &r->spec, &handle, &error), MX_TOO_LARGE);
     assert_string_equal(error.text, "prompt: 128 tokens and one to come do not fit in the KV pool "
                                     "of 128 tokens");

@@ -199,7 +199,7 @@ static mx_status read_frame(int fd, mx_buffer *in, mx_frame *frame)
         struct pollfd p = {.fd = fd, .events = POLLIN};
 
         assert_int_equal(poll(&p, 1, PATIENCE_MS), 1);
-        status = mx_buffer_receive(in, fd, &error);
+        status = mx_buffer_receive(in, fd, NULL, &error);
         if (status != MX_OK)
             return status;
     }

@@ -75,7 +75,9 @@ static void hostile_headers_are_refused_before_their_body(void **state)
         {"\x02\0\0\0\xff\0\0\0\x01\0\0\0", MX_FROM_CLIENT, "frame: expected a type from 1 to 6, got 255"},
         {"\x02\0\0\0\x04\0\0\0\x01\0\0\0", MX_FROM_CLIENT, "frame: a piece does not come from the client"},
         {"\x02\0\0\0\x02\0\0\0\x01\0\0\0", MX_FROM_SERVER, "frame: a request does not come from the server"},
-        {"\x02\0\0\0\x02\0\x01\0\x01\0\0\0", MX_FROM_CLIENT, "frame: the bytes after the type are not zero"},
+        {"\x02\0\0\0\x02\0\x01\0\x01\0\0\0", MX_FROM_CLIENT, "frame: the bytes before the id are not zero"},
+        {"\x02\0\0\0\x02\x03\0\0\x01\0\0\0", MX_FROM_CLIENT, "frame: a request does not come with 3 descriptors"},
+        {"\0\0\0\0\x03\x01\0\0\x01\0\0\0", MX_FROM_CLIENT, "frame: a cancel does not come with 1 descriptors"},
         {"\x02\0\0\0\x02\0\0\0\0\0\0\0", MX_FROM_CLIENT, "frame: a request needs a request id, got 0"},
     };
     mx_error error;
@@ -349,7 +351,7 @@ static void client_queues_before_the_handshake(void **state)
     assert_int_equal(mx_client_request(client, "{\"op\":\"models\"}", &second, &error), MX_OK);
     assert_int_not_equal(first, second);
     assert_int_equal(mx_client_next(client, &event, &error), MX_AGAIN);
-    assert_int_equal(mx_buffer_receive(&in, server, &error), MX_OK);
+    assert_int_equal(mx_buffer_receive(&in, server, NULL, &error), MX_OK);
     assert_int_equal(mx_frame_peek(&in, MX_FROM_CLIENT, &frame, &error), MX_OK);
     assert_int_equal(mx_hello_check(&frame, &error), MX_OK);
     mx_frame_consume(&in, &frame);
@@ -432,10 +434,10 @@ static void client_sends_what_is_larger_than_the_socket(void **state)
     assert_int_equal(mx_client_request(client, json, &id, &error), MX_OK);
     assert_int_not_equal(mx_client_events(client) & POLLOUT, 0);
     while (mx_client_events(client) & POLLOUT) {
-        assert_int_equal(mx_buffer_receive(&in, server, &error), MX_OK);
+        assert_int_equal(mx_buffer_receive(&in, server, NULL, &error), MX_OK);
         assert_int_equal(mx_client_next(client, &event, &error), MX_AGAIN);
     }
-    while (mx_buffer_receive(&in, server, &error) == MX_OK)
+    while (mx_buffer_receive(&in, server, NULL, &error) == MX_OK)
         continue;
     assert_int_equal(mx_frame_peek(&in, MX_FROM_CLIENT, &frame, &error), MX_OK);
     mx_frame_consume(&in, &frame);
