@@ -451,7 +451,6 @@ mixtral_engine_probe(MixtralEngine *engine)
 		return false;
 	if (status == MX_OK && event.type == MX_EVENT_RESULT)
 	{
-		engine->models = pnstrdup(event.json, event.json_bytes);
 		engine->serving = true;
 		engine->serving_since = GetCurrentTimestamp();
 	}
@@ -492,8 +491,6 @@ mixtral_engine_free(MixtralEngine *engine)
 	if (engine->log >= 0)
 		close(engine->log);
 	mixtral_command_free(engine->command);
-	if (engine->models != NULL)
-		pfree(engine->models);
 	pfree(engine);
 }
 

@@ -34,9 +34,11 @@
 #include <sys/un.h>
 #include <unistd.h>
 
-#include "mb/pg_wchar.h"
+#include "catalog/pg_authid.h"
 #include "postmaster/bgworker.h"
+#include "utils/acl.h"
 #include "utils/builtins.h"
+#include "utils/memutils.h"
 #include "utils/numeric.h"
 #include "utils/timestamp.h"
 
@@ -132,26 +134,19 @@ mixtral_state_text(Jsonb *state, const char *key)
 	return NULL;
 }
 
-/*
- * For a call that has been waiting since `since`: an error if the worker has
- * no engine and is not about to have one; a notice, once, if it waits long.
- */
-void
-mixtral_check_state(bool *told, TimestampTz since)
+static void
+judge_state(Jsonb *state, bool *told, TimestampTz since)
 {
-	Jsonb	   *state;
-	const char *name;
+	const char *name = mixtral_state_text(state, "state");
 	const char *trouble;
 
-	if (*mixtral_socket != '\0')
-		return;
-	state = mixtral_read_state();
-	name = mixtral_state_text(state, "state");
 	if (name == NULL)
 		return;
 	if (strcmp(name, "failed") == 0)
 	{
-		trouble = mixtral_state_text(state, "last_error");
+		/* it names files */
+		trouble = has_privs_of_role(GetUserId(), ROLE_PG_READ_ALL_STATS) ?
+			mixtral_state_text(state, "last_error") : "The server log says why.";
 		ereport(ERROR,
 				(errcode(ERRCODE_CANNOT_CONNECT_NOW),
 				 errmsg("the mixtral engine does not run"),
@@ -165,7 +160,26 @@ mixtral_check_state(bool *told, TimestampTz since)
 		ereport(NOTICE,
 				(errmsg("waiting for the mixtral engine, which is being started")));
 	}
-	pfree(state);
+}
+
+/*
+ * For a call that has been waiting since `since`: an error if the worker has
+ * no engine and is not about to have one; a notice, once, if it waits long.
+ * Leaves no memory behind: a model may take minutes to load.
+ */
+void
+mixtral_check_state(bool *told, TimestampTz since)
+{
+	MemoryContext look;
+	MemoryContext old;
+
+	if (*mixtral_socket != '\0')
+		return;
+	look = AllocSetContextCreate(CurrentMemoryContext, "mixtral state", ALLOCSET_DEFAULT_SIZES);
+	old = MemoryContextSwitchTo(look);
+	judge_state(mixtral_read_state(), told, since);
+	MemoryContextSwitchTo(old);
+	MemoryContextDelete(look);
 }
 
 /* ---- Starting the worker ---- */

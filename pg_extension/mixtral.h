@@ -187,7 +187,6 @@ typedef struct MixtralEngine
 	bool		unwanted;		/* killed by us: its death is no failure */
 	TimestampTz started;
 	TimestampTz serving_since;
-	char	   *models;			/* JSON: what it answered */
 	struct MixtralEngine *next;
 } MixtralEngine;
 

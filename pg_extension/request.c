@@ -63,7 +63,7 @@ static const NamedArgument text_arguments[] = {
 };
 static const NamedArgument no_arguments[] = {{NULL, InvalidOid}};
 
-/* An option that we have to look into, and where it has been set */
+/* The options of one request in the making */
 typedef struct OptionsBuilder
 {
 	StringInfo	out;

@@ -167,6 +167,10 @@ ok(wait_for(sub { scalar(engines($node)) == 0 }, 2), 'no engine outlives the ser
 $node->start;
 (undef, $out, $err) = $node->psql('postgres', "SELECT mixtral_chat('hi', max_tokens => 2)");
 like($err, qr/the mixtral engine does not run.*DETAIL:.*current\.gguf.*HINT:.*pg_reload_conf/s, 'the model file is gone: an error with the reason');
+$node->safe_psql('postgres', "CREATE ROLE plain LOGIN; SELECT mixtral_grant('plain')");
+(undef, $out, $err) = $node->psql('postgres', "SELECT mixtral_chat('hi', max_tokens => 2)", extra_params => [ '-U', 'plain' ]);
+like($err, qr/the mixtral engine does not run/, '... for everybody');
+unlike($err, qr/current\.gguf/, '... but which file that is, is not for everybody');
 is(figure($node, 'state'), 'failed', '... and the view shows it');
 system('cp', model('tiny'), $link);
 $node->reload;
