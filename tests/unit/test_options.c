@@ -273,10 +273,10 @@ static void other_operations(void **state)
     take("{\"op\":\"stats\",\"options\":{\"model\":\"tiny\"}}", &query);
     mx_query_free(&query);
 
-    refuse("{}", MX_INVALID, "op", "op: expected chat, complete, embed, tokenize, detokenize, token_count, chunks, models or "
-           "stats, got nothing");
+    refuse("{}", MX_INVALID, "op", "op: expected chat, complete, embed, tokenize, detokenize, token_count, chunks, models, "
+           "stats, session_save or session_load, got nothing");
     refuse("{\"op\":\"dance\"}", MX_INVALID, "op", "op: expected chat, complete, embed, tokenize, detokenize, token_count, "
-           "chunks, models or stats, got \"dance\"");
+           "chunks, models, stats, session_save or session_load, got \"dance\"");
     refuse("{\"op\":\"embed\"}", MX_INVALID, "text", "text: expected a string, got nothing");
     refuse("{\"op\":\"embed\",\"prompt\":\"x\"}", MX_INVALID, "prompt", "prompt: embed has no such field");
     refuse("{\"op\":\"stats\",\"colour\":1}", MX_INVALID, "colour", "colour: stats has no such field");

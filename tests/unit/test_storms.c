@@ -54,7 +54,7 @@ static void *call_wildly(void *arg)
         request *r = c->requests[i];
         listener *l = c->listeners[i];
 
-        r->spec.sink = (mx_sink){on_piece, on_end, is_paused, l};
+        r->spec.sink = (mx_sink){.piece = on_piece, .end = on_end, .paused = is_paused, .arg = l};
         l->pause_at = random_of(&c->random, 4) == 0 ? 1 + (int)random_of(&c->random, 5) : 0;
         switch (mx_scheduler_submit(c->scheduler, &r->spec, &c->handles[i], &error)) {
         case MX_OK:
