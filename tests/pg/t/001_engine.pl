@@ -120,6 +120,15 @@ like($bench->{out}, qr/number of failed transactions: 0 /, '... and no call fail
 cmp_ok(log_count($node, 'starting mixtral engine'), '>', $exchanged, '... though there were exchanges');
 ok(wait_for(sub { figure($node, 'model') eq model('other') && scalar(engines($node)) == 1 }), 'the last one serves, alone');
 
+# a batch goes on with the next engine
+$run = begin_psql($node, "SELECT count(text), count(error) FROM mixtral_chat_batch((SELECT array_agg('number ' || i) FROM generate_series(1, 300) AS i), '{\"ignore_eos\": true}', max_tokens => 40)");
+ok(wait_for(sub { $node->safe_psql('postgres', "SELECT max(requests) FROM mixtral_stat_activity WHERE function = 'mixtral_chat_batch' AND state = 'generating'") eq '64' }), 'a batch is running, with 64 requests at a time');
+set($node, 'mixtral.model' => model('tiny'));
+is(end_psql($run), 0, 'it survives an exchange') or diag($run->{err});
+is($run->{out}, "300|0\n", '... with all its answers');
+is(figure($node, 'model'), model('tiny'), '... from two engines');
+set($node, 'mixtral.model' => model('other'));
+
 # another file behind the same name
 my $link = "$PostgreSQL::Test::Utils::tmp_check/current.gguf";
 system('cp', model('tiny'), $link);
