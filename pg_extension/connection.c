@@ -185,13 +185,14 @@ wait_for_engine(MixtralConnection *connection)
 
 /* ---- Requests and events ---- */
 
-/* Sends a request (JSON, UTF-8); 0: the engine went away before */
-uint32
-mixtral_send(MixtralConnection *connection, const char *request)
+/* Sends a request (JSON, UTF-8), with copies of these descriptors; 0: the engine went away before */
+static uint32
+send_with_files(MixtralConnection *connection, const char *request, const int *files, int n_files)
 {
 	mx_error	error;
 	uint32_t	id;
-	mx_status	status = mx_client_request(connection->client, request, &id, &error);
+	mx_status	status = mx_client_request_with_files(connection->client, request, files, n_files,
+													  &id, &error);
 
 	if (status == MX_UNAVAILABLE)
 		return 0;				/* mixtral_receive says why, or false */
@@ -201,6 +202,12 @@ mixtral_send(MixtralConnection *connection, const char *request)
 	mixtral_activity_requests(1);
 	mixtral_activity_state(MIXTRAL_WAITING);
 	return id;
+}
+
+uint32
+mixtral_send(MixtralConnection *connection, const char *request)
+{
+	return send_with_files(connection, request, NULL, 0);
 }
 
 /* Has the engine said anything on this connection? */
@@ -269,16 +276,24 @@ mixtral_going_away(const mx_event *event)
 
 /* ---- Calls ---- */
 
-/* `request` must live as long as the call */
-MixtralCall *
-mixtral_call_begin(const char *function, char *request)
+static MixtralCall *
+call_begin(const char *function, char *request, const int *files, int n_files)
 {
 	MixtralCall *call = palloc0(sizeof(*call));
 
 	call->request = request;
+	call->files = files;
+	call->n_files = n_files;
 	call->connection = mixtral_connect(function);
-	call->id = mixtral_send(call->connection, request);
+	call->id = send_with_files(call->connection, request, files, n_files);
 	return call;
+}
+
+/* `request` must live as long as the call */
+MixtralCall *
+mixtral_call_begin(const char *function, char *request)
+{
+	return call_begin(function, request, NULL, 0);
 }
 
 /*
@@ -297,7 +312,7 @@ mixtral_call_next(MixtralCall *call, mx_event *event)
 					 errmsg("%d engines in a row went away before they took the request", ATTEMPTS),
 					 errhint("The server log says what happened.")));
 		mixtral_redial(call->connection);
-		call->id = mixtral_send(call->connection, call->request);
+		call->id = send_with_files(call->connection, call->request, call->files, call->n_files);
 	}
 	if (event->type == MX_EVENT_ERROR)
 		mixtral_raise(&event->error);
@@ -315,7 +330,14 @@ mixtral_call_end(MixtralCall *call)
 Jsonb *
 mixtral_ask(const char *function, char *request)
 {
-	MixtralCall *call = mixtral_call_begin(function, request);
+	return mixtral_ask_with_files(function, request, NULL, 0);
+}
+
+/* The same for one that comes with files, which stay the caller's */
+Jsonb *
+mixtral_ask_with_files(const char *function, char *request, const int *files, int n_files)
+{
+	MixtralCall *call = call_begin(function, request, files, n_files);
 	Jsonb	   *result = NULL;
 	mx_event	event;
 

@@ -102,7 +102,7 @@ generate(FunctionCallInfo fcinfo, const char *function, MixtralOp op, bool one_a
 {
 	StringInfo	request = mixtral_request(op);
 
-	mixtral_request_input(request, fcinfo);
+	mixtral_request_input(request, fcinfo, 0);
 	mixtral_request_options(request, op, options_argument(fcinfo, 1), fcinfo, 2, one_answer);
 	return mixtral_ask(function, mixtral_request_end(request));
 }

@@ -5,7 +5,8 @@
  *
  * The path of a call, file by file:
  *
- *	functions.c   the arguments of a SQL function
+ *	functions.c   the arguments of a SQL function (stream.c, batch.c,
+ *	              sessions.c: of those that are more than a question)
  *	request.c     ... become the JSON of a request
  *	connection.c  ... which goes to the engine's socket, and its events come
  *	              back, in waits that every interrupt ends
@@ -110,6 +111,8 @@ typedef struct MixtralCall
 {
 	MixtralConnection *connection;
 	char	   *request;
+	const int  *files;			/* descriptors that go with it */
+	int			n_files;
 	uint32		id;
 	int			attempts;
 	bool		has_piece;		/* of an answer, which no other engine can go on with */
@@ -119,6 +122,8 @@ extern MixtralCall *mixtral_call_begin(const char *function, char *request);
 extern bool mixtral_call_next(MixtralCall *call, mx_event *event);
 extern void mixtral_call_end(MixtralCall *call);
 extern Jsonb *mixtral_ask(const char *function, char *request);
+extern Jsonb *mixtral_ask_with_files(const char *function, char *request,
+									 const int *files, int n_files);
 
 /* ---- request.c ---- */
 
@@ -132,12 +137,14 @@ typedef enum MixtralOp
 	MIXTRAL_DETOKENIZE,
 	MIXTRAL_TOKEN_COUNT,
 	MIXTRAL_CHUNKS,
+	MIXTRAL_SESSION_SAVE,
+	MIXTRAL_SESSION_LOAD,
 } MixtralOp;
 
 extern StringInfo mixtral_request(MixtralOp op);
 extern void mixtral_request_text(StringInfo request, const char *field, text *value);
 extern void mixtral_request_jsonb(StringInfo request, const char *field, Jsonb *value);
-extern void mixtral_request_input(StringInfo request, FunctionCallInfo fcinfo);
+extern void mixtral_request_input(StringInfo request, FunctionCallInfo fcinfo, int i);
 extern void mixtral_request_options(StringInfo request, MixtralOp op, Jsonb *options,
 									FunctionCallInfo fcinfo, int first, bool one_answer);
 extern char *mixtral_request_end(StringInfo request);

@@ -41,6 +41,8 @@ static const char *const op_names[] = {
 	[MIXTRAL_DETOKENIZE] = "detokenize",
 	[MIXTRAL_TOKEN_COUNT] = "token_count",
 	[MIXTRAL_CHUNKS] = "chunks",
+	[MIXTRAL_SESSION_SAVE] = "session_save",
+	[MIXTRAL_SESSION_LOAD] = "session_load",
 };
 
 /* The named arguments after `options`, in their order in the SQL functions */
@@ -58,6 +60,11 @@ static const NamedArgument text_arguments[] = {
 	{"top_p", FLOAT8OID},
 	{"seed", INT8OID},
 	{"stop", TEXTARRAYOID},
+	{"model", TEXTOID},
+	{NULL, InvalidOid}
+};
+static const NamedArgument session_arguments[] = {
+	{"system", TEXTOID},		/* not of session_load */
 	{"model", TEXTOID},
 	{NULL, InvalidOid}
 };
@@ -99,14 +106,14 @@ mixtral_request_jsonb(StringInfo request, const char *field, Jsonb *value)
 	JsonbToCString(request, &value->root, VARSIZE(value));
 }
 
-/* The first argument: a prompt (text), or messages (jsonb) */
+/* Argument i: a prompt (text), or messages (jsonb) */
 void
-mixtral_request_input(StringInfo request, FunctionCallInfo fcinfo)
+mixtral_request_input(StringInfo request, FunctionCallInfo fcinfo, int i)
 {
-	if (get_fn_expr_argtype(fcinfo->flinfo, 0) == JSONBOID)
-		mixtral_request_jsonb(request, "messages", PG_GETARG_JSONB_P(0));
+	if (get_fn_expr_argtype(fcinfo->flinfo, i) == JSONBOID)
+		mixtral_request_jsonb(request, "messages", PG_GETARG_JSONB_P(i));
 	else
-		mixtral_request_text(request, "prompt", PG_GETARG_TEXT_PP(0));
+		mixtral_request_text(request, "prompt", PG_GETARG_TEXT_PP(i));
 }
 
 char *
@@ -191,6 +198,24 @@ append_argument(OptionsBuilder *builder, const NamedArgument *argument, Datum va
 		default:
 			append_texts(builder, argument->name, DatumGetArrayTypeP(value));
 			break;
+	}
+}
+
+static const NamedArgument *
+named_arguments(MixtralOp op)
+{
+	switch (op)
+	{
+		case MIXTRAL_CHAT:
+			return text_arguments;
+		case MIXTRAL_COMPLETE:
+			return text_arguments + 1;
+		case MIXTRAL_SESSION_SAVE:
+			return session_arguments;
+		case MIXTRAL_SESSION_LOAD:
+			return session_arguments + 1;
+		default:
+			return no_arguments;
 	}
 }
 
@@ -457,8 +482,7 @@ mixtral_request_options(StringInfo request, MixtralOp op, Jsonb *options,
 	};
 	bool		generates = op == MIXTRAL_CHAT || op == MIXTRAL_COMPLETE;
 
-	builder.named = op == MIXTRAL_CHAT ? text_arguments :
-		op == MIXTRAL_COMPLETE ? text_arguments + 1 : no_arguments;
+	builder.named = named_arguments(op);
 	if (options != NULL && !JB_ROOT_IS_OBJECT(options))
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),

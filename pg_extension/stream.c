@@ -29,7 +29,7 @@ begin(FunctionCallInfo fcinfo)
 {
 	StringInfo	request = mixtral_request(MIXTRAL_CHAT);
 
-	mixtral_request_input(request, fcinfo);
+	mixtral_request_input(request, fcinfo, 0);
 	mixtral_request_options(request, MIXTRAL_CHAT, PG_ARGISNULL(1) ? NULL : PG_GETARG_JSONB_P(1),
 							fcinfo, 2, true);
 	return mixtral_call_begin("mixtral_stream", mixtral_request_end(request));

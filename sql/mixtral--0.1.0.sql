@@ -81,6 +81,23 @@ CREATE FUNCTION mixtral_chunks(input text, size int, overlap int DEFAULT 0, opti
 RETURNS TABLE(text text, start int, "end" int, tokens int)
 AS 'MODULE_PATHNAME', 'mixtral_chunks' LANGUAGE C VOLATILE PARALLEL SAFE COST 1000 ROWS 10;
 
+-- What the model has computed of a conversation, saved to a file of the server and loaded again: of requests that begin with it
+-- nothing is read twice. The key file has 32 secret bytes. Both give the number of tokens, and are for members of
+-- pg_read_server_files (and of pg_write_server_files, to save) who have been granted EXECUTE.
+CREATE FUNCTION mixtral_session_save(path text, key_path text, prompt text, options jsonb DEFAULT NULL,
+    system text DEFAULT NULL, model text DEFAULT NULL)
+RETURNS bigint
+AS 'MODULE_PATHNAME', 'mixtral_session_save' LANGUAGE C VOLATILE PARALLEL UNSAFE COST 10000;
+
+CREATE FUNCTION mixtral_session_save(path text, key_path text, messages jsonb, options jsonb DEFAULT NULL,
+    system text DEFAULT NULL, model text DEFAULT NULL)
+RETURNS bigint
+AS 'MODULE_PATHNAME', 'mixtral_session_save' LANGUAGE C VOLATILE PARALLEL UNSAFE COST 10000;
+
+CREATE FUNCTION mixtral_session_load(path text, key_path text, options jsonb DEFAULT NULL, model text DEFAULT NULL)
+RETURNS bigint
+AS 'MODULE_PATHNAME', 'mixtral_session_load' LANGUAGE C VOLATILE PARALLEL RESTRICTED COST 10000;
+
 CREATE FUNCTION mixtral_version()
 RETURNS text
 AS 'MODULE_PATHNAME', 'mixtral_version' LANGUAGE C IMMUTABLE PARALLEL SAFE;
@@ -134,7 +151,8 @@ CREATE VIEW mixtral_stat_activity AS
 
 GRANT SELECT ON mixtral_models, mixtral_stat_engine, mixtral_stat_activity TO PUBLIC;
 
--- Gives a role the right to execute everything that uses the engine, all overloads; mixtral_revoke takes it away.
+-- Gives a role the right to execute everything that uses the engine, all overloads, but those for files; mixtral_revoke takes
+-- it away, that for files included.
 CREATE FUNCTION mixtral_grant(role name)
 RETURNS void
 LANGUAGE plpgsql
@@ -189,6 +207,9 @@ REVOKE EXECUTE ON FUNCTION
     mixtral_detokenize(int[], jsonb),
     mixtral_token_count(text, jsonb),
     mixtral_chunks(text, int, int, jsonb),
+    mixtral_session_save(text, text, text, jsonb, text, text),
+    mixtral_session_save(text, text, jsonb, jsonb, text, text),
+    mixtral_session_load(text, text, jsonb, text),
     mixtral_grant(name),
     mixtral_revoke(name)
 FROM PUBLIC;

@@ -44,6 +44,22 @@ SELECT regexp_replace(outcome($$SELECT mixtral_chat(repeat('long ', 3000))$$), '
 SELECT outcome($$SELECT mixtral_chat(repeat('x', 17 * 1024 * 1024))$$) ~ '^54000 \| the request has \d+ bytes; at most 16777216 go over the socket$';
 SELECT outcome($$SELECT mixtral_chat_batch(ARRAY['hi'], '{"nonsense": 1}')$$);
 
+-- sessions
+SELECT outcome($$SELECT mixtral_session_save('x.session', 'session.key', 'hi')$$);
+SELECT outcome($$SELECT mixtral_session_save('/nowhere/x.session', 'nowhere.key', 'hi')$$);
+SELECT regexp_replace(outcome($$SELECT mixtral_session_save('/nowhere/x.session', 'PG_VERSION', 'hi')$$), '\.[0-9a-f]{8}"', '.N"');
+SELECT outcome($$SELECT mixtral_session_save('/dev/null', 'PG_VERSION', 'hi')$$);
+SELECT outcome($$SELECT mixtral_session_save('/', 'PG_VERSION', 'hi')$$);
+SELECT outcome($$SELECT mixtral_session_save('/' || repeat('x', 1015), 'PG_VERSION', 'hi')$$);
+SELECT outcome($$SELECT mixtral_session_save(current_setting('data_directory') || '/x.session', 'PG_VERSION', repeat('long ', 100))$$);
+SELECT outcome($$SELECT mixtral_session_save(current_setting('data_directory') || '/x.session', 'PG_VERSION', 'hi', '{"max_tokens": 1}')$$);
+SELECT outcome($$SELECT mixtral_session_load('nowhere.session', 'PG_VERSION')$$);
+SELECT outcome($$SELECT mixtral_session_load('PG_VERSION', 'nowhere.key')$$);
+SELECT outcome($$SELECT mixtral_session_load('base', 'PG_VERSION')$$);
+SELECT outcome($$SELECT mixtral_session_load('PG_VERSION', 'PG_VERSION', '{"system": "x"}')$$);
+SELECT outcome($$SELECT mixtral_session_load('PG_VERSION', 'PG_VERSION', model => 'nobody')$$) LIKE '42704 | option model: "nobody" is not open here; %';
+SELECT count(*) FROM pg_ls_dir('.') AS name WHERE name LIKE 'x.session%';
+
 -- limits
 SET mixtral.max_tokens_limit = 10;
 SELECT outcome($$SELECT mixtral_chat('hi', max_tokens => 11)$$);

@@ -74,6 +74,22 @@ SELECT text = mixtral_chat('b', max_tokens => 6, temperature => 0) AS same
 FROM mixtral_chat_batch(ARRAY['a', 'b'], max_tokens => 6, temperature => 0) WHERE ordinal = 2;
 SELECT count(*) FROM mixtral_chat_batch('{}');
 
+-- sessions: what is written has an absolute path, what is read may have one from the data directory on
+SELECT current_setting('data_directory') || '/contract.session' AS session, repeat('The tenant pays the rent in time. ', 20) AS document \gset
+SELECT lo_from_bytea(0, repeat('k', 32)::bytea) AS key \gset
+SELECT lo_export(:key, 'session.key'), lo_unlink(:key);
+SELECT mixtral_session_save(:'session', 'session.key', :'document', '{"tenant": "saver"}') AS saved \gset
+SELECT :saved > 64 AS tokens, :saved % 32 AS rest, mixtral_session_save(:'session', 'session.key', :'document') = :saved AS again;
+SELECT cached_tokens FROM mixtral_generate(:'document', '{"tenant": "loader"}', max_tokens => 1);
+SELECT mixtral_session_load('contract.session', 'session.key', '{"tenant": "other"}') = :saved AS loaded;
+SELECT cached_tokens >= :saved AS cached FROM mixtral_generate(:'document' || 'Does he?', '{"tenant": "other"}', max_tokens => 1);
+SELECT mixtral_session_save(:'session', 'session.key', system => 'be brief', messages => jsonb_build_array(jsonb_build_object(
+    'role', 'user', 'content', :'document'))) >= :saved AS messages;
+SELECT mixtral_session_load(:'session', 'session.key', model => (SELECT name FROM mixtral_models)) >= :saved AS loaded;
+SELECT mixtral_session_save(NULL, 'k', 'p') IS NULL, mixtral_session_save('/s', NULL, 'p') IS NULL, mixtral_session_save('/s', 'k', NULL::jsonb) IS NULL,
+       mixtral_session_load(NULL, 'k') IS NULL, mixtral_session_load('s', NULL) IS NULL;
+SELECT name FROM pg_ls_dir('.') AS name WHERE name LIKE '%session%' ORDER BY name COLLATE "C";
+
 -- what there is
 SELECT name IS NOT NULL AS name, architecture, n_layers, dim, n_experts, n_experts_used, n_vocab, context FROM mixtral_models;
 SELECT state, model IS NOT NULL AS model, starts, retired, last_error FROM mixtral_stat_engine;
@@ -84,6 +100,6 @@ SELECT requests_done > 100 AS done, completion_tokens > 100 AS tokens, kv_blocks
 SELECT count(*) FROM mixtral_stat_activity;
 
 -- how they are declared
-SELECT proname, bool_and(provolatile = 'v') AS volatile, bool_and(proparallel = 's') AS parallel_safe, bool_or(proisstrict) AS strict,
+SELECT proname, bool_and(provolatile = 'v') AS volatile, string_agg(DISTINCT proparallel::text, '') AS parallel, bool_or(proisstrict) AS strict,
        min(procost) AS cost, bool_or(has_function_privilege('public', oid, 'EXECUTE')) AS public
 FROM pg_proc WHERE proname LIKE 'mixtral\_%' GROUP BY proname ORDER BY proname COLLATE "C";
