@@ -115,7 +115,7 @@ mx_status mx_engine_connect(mx_engine *engine, int *fd, mx_error *error);
 mx_status mx_engine_listen(mx_engine *engine, int fd, const uint32_t *trusted_uids, size_t n_trusted, mx_error *error);
 
 /* From the first call on, takes no more connections nor requests (MX_UNAVAILABLE), while what runs goes on. Gives the number of
- * requests that are still to end. */
+ * requests that are still to end and of connections that have not taken all of their output; 0: closing loses nothing. */
 int mx_engine_drain(mx_engine *engine);
 
 /* Cancels every request, joins the threads, unmaps. Takes NULL. Clients see MX_UNAVAILABLE. */

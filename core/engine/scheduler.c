@@ -47,6 +47,7 @@
 
 typedef struct {
     atomic_llong waiting, running, done, failed; /* requests */
+    atomic_int live;                             /* that have not ended, in the sink too */
     atomic_llong prompt_tokens, cached_tokens, completion_tokens, preemptions, steps;
     atomic_llong batch[MX_BATCH_BUCKETS], first_tokens, queue_us, first_token_us;
     atomic_llong queue_times[MX_TIME_BUCKETS], first_token_times[MX_TIME_BUCKETS];
@@ -228,6 +229,7 @@ static void end_request(mx_scheduler *s, mx_request **link, const mx_error *erro
     add(error ? &s->count.failed : &s->count.done, 1);
     note_turnover(s);
     mx_request_end(r, error);
+    atomic_fetch_sub(&s->count.live, 1);
     pthread_mutex_lock(&s->lock); /* a canceller may be looking at it */
     *link = r->next;
     pthread_mutex_unlock(&s->lock);
@@ -806,6 +808,7 @@ static mx_status enter(mx_scheduler *s, mx_request *r, mx_error *error) /* under
     *s->inbox_end = r;
     s->inbox_end = &r->next;
     add(&s->count.waiting, 1);
+    atomic_fetch_add(&s->count.live, 1);
     mx_tenant_spend(r->account, r->n_prompt);
     rouse(s);
     return MX_OK;
@@ -859,6 +862,11 @@ void mx_scheduler_wake(mx_scheduler *s)
     pthread_mutex_lock(&s->lock);
     rouse(s);
     pthread_mutex_unlock(&s->lock);
+}
+
+int mx_scheduler_live(const mx_scheduler *s)
+{
+    return atomic_load(&s->count.live);
 }
 
 size_t mx_scheduler_block_bytes(const mx_scheduler *s)

@@ -133,6 +133,9 @@ typedef struct { /* a snapshot; never waits for computation */
     int64_t weight_bytes, kv_bytes; /* mapped, of the model's file; reserved for the pool, of which what was used once is memory */
 } mx_scheduler_stats;
 
+/* Requests whose sink's `end` has not returned; any thread. */
+int mx_scheduler_live(const mx_scheduler *scheduler);
+
 /* Of the KV pool; immutable. */
 size_t mx_scheduler_block_bytes(const mx_scheduler *scheduler);
 mx_kv_type mx_scheduler_kv_type(const mx_scheduler *scheduler);

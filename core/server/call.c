@@ -45,12 +45,22 @@ void mx_channel_release(mx_channel *channel)
     free(channel);
 }
 
+void mx_channel_count(mx_channel *channel)
+{
+    bool unsent = mx_buffer_bytes(&channel->out) > 0;
+
+    if (unsent != channel->unsent)
+        atomic_fetch_add(&channel->wake->unsent, unsent ? 1 : -1);
+    channel->unsent = unsent;
+}
+
 void mx_channel_close(mx_channel *channel, int fd)
 {
     pthread_mutex_lock(&channel->lock);
     mx_buffer_send(&channel->out, fd, NULL, NULL);
     channel->closed = true;
     mx_buffer_free(&channel->out);
+    mx_channel_count(channel);
     atomic_store(&channel->paused, false);
     pthread_mutex_unlock(&channel->lock);
 }
@@ -69,6 +79,7 @@ static mx_status queue_frame(mx_channel *channel, mx_frame_type type, uint32_t i
         status = mx_frame_append(&channel->out, type, id, body, bytes, error);
     if (status != MX_OK && type == MX_FRAME_ERROR)
         channel->broken = true;
+    mx_channel_count(channel);
     if (mx_buffer_bytes(&channel->out) > MX_STREAM_PAUSE_BYTES)
         atomic_store(&channel->paused, true);
     return channel->broken ? MX_OK : status;

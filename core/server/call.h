@@ -23,6 +23,7 @@
 typedef struct { /* rouses the I/O thread from any thread */
     int fd;               /* an eventfd */
     atomic_bool pending;  /* written and not yet read */
+    atomic_int unsent;    /* channels with output */
 } mx_wake;
 
 void mx_wake_up(mx_wake *wake);
@@ -37,6 +38,7 @@ typedef struct {
     mx_wake *wake;
     pthread_mutex_t lock;  /* of what follows */
     mx_buffer out;
+    bool unsent;           /* as wake->unsent counts it */
     mx_call *calls;        /* that live */
     int n_calls;
     bool closed;           /* nobody reads: output is dropped */
@@ -45,6 +47,7 @@ typedef struct {
 
 mx_status mx_channel_open(mx_wake *wake, mx_channel **channel, mx_error *error);
 void mx_channel_release(mx_channel *channel);
+void mx_channel_count(mx_channel *channel); /* after a change of `out`, under the lock */
 void mx_channel_close(mx_channel *channel, int fd); /* sends what fd takes; output from now on is dropped */
 
 /* Queues an error of a request, or (id 0) of the connection, and wakes the I/O thread. What cannot be queued breaks the channel. */

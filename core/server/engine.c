@@ -111,16 +111,13 @@ mx_status mx_engine_listen(mx_engine *engine, int fd, const uint32_t *trusted_ui
 
 int mx_engine_drain(mx_engine *engine)
 {
-    mx_scheduler_stats stats;
     int left;
 
     mx_server_drain(engine->server);
-    left = mx_server_pending(engine->server); /* first: what leaves the worker is with a scheduler */
-    for (int i = 0; i < atomic_load(&engine->models.n); i++) {
-        mx_scheduler_get_stats(engine->models.models[i]->scheduler, &stats);
-        left += (int)(stats.requests_running + stats.requests_waiting);
-    }
-    return left;
+    left = mx_server_pending(engine->server); /* in this order: worker, scheduler, connection */
+    for (int i = 0; i < atomic_load(&engine->models.n); i++)
+        left += mx_scheduler_live(engine->models.models[i]->scheduler);
+    return left + mx_server_unsent(engine->server);
 }
 
 /* The last frames of what runs need the server's connections and the models' tokenizers: hence the order. */

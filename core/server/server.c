@@ -315,6 +315,7 @@ static void write_connection(mx_server *server, connection *c, int64_t now_ms)
     before = mx_buffer_bytes(&channel->out);
     status = mx_buffer_send(&channel->out, c->fd, NULL, NULL);
     c->unsent = mx_buffer_bytes(&channel->out);
+    mx_channel_count(channel);
     if (c->unsent <= MX_STREAM_RESUME_BYTES)
         resumed = atomic_exchange(&channel->paused, false);
     if (channel->broken || status == MX_UNAVAILABLE)
@@ -706,6 +707,11 @@ mx_status mx_server_listen(mx_server *server, int fd, const uid_t *trusted, size
 int mx_server_pending(mx_server *server)
 {
     return mx_worker_pending(server->worker) + mx_sessions_pending(server->sessions);
+}
+
+int mx_server_unsent(mx_server *server)
+{
+    return atomic_load(&server->wake.unsent);
 }
 
 void mx_server_drain(mx_server *server)

@@ -37,7 +37,8 @@ mx_status mx_server_connect(mx_server *server, int *fd, mx_error *error);
  * their tenant; any other is the tenant "uid:N". MX_INVALID: no such socket, or more than MX_LISTENERS_MAX. */
 mx_status mx_server_listen(mx_server *server, int fd, const uid_t *trusted, size_t n_trusted, mx_error *error);
 
-int mx_server_pending(mx_server *server); /* requests that are not with the scheduler yet; any thread */
+int mx_server_pending(mx_server *server); /* requests that are not with a scheduler yet; any thread */
+int mx_server_unsent(mx_server *server);  /* connections whose output is not all sent; any thread */
 
 /* No more connections, and no more requests on those that are open: MX_UNAVAILABLE. What runs goes on. Any thread. */
 void mx_server_drain(mx_server *server);

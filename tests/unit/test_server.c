@@ -3,6 +3,7 @@
  * cancellation, slow and dying readers, limits, closing, and fork.
  */
 #include <pthread.h>
+#include <sys/ioctl.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
@@ -587,6 +588,40 @@ static void closing_the_engine_tells_its_clients(void **state)
     mx_client_close(silent);
 }
 
+/* A host that waits for drain's 0 before it closes loses nothing of what its clients have still to read. */
+static void draining_waits_for_readers(void **state)
+{
+    mx_engine *engine = open_engine();
+    mx_client *client = open_client(engine);
+    size_t bytes = (size_t)1 << 20;
+    char *text = malloc(bytes);
+    int waiting = 0;
+    mx_event event;
+    mx_error error;
+    uint32_t id;
+    (void)state;
+
+    fill_text(text, bytes, "{\"op\":\"tokenize\",\"text\":\"");
+    id = request(client, text); /* whose result is more than a socket holds */
+    while (mx_client_events(client) & POLLOUT) { /* until it is sent */
+        assert_int_equal(mx_client_next(client, &event, &error), MX_AGAIN);
+        pause_ms(1);
+    }
+    for (double until = now_ms() + PATIENCE_MS; waiting < 10000; pause_ms(1)) { /* the answer has begun to come */
+        assert_int_equal(ioctl(mx_client_fd(client), FIONREAD, &waiting), 0);
+        assert_true(now_ms() < until);
+    }
+    pause_ms(300);
+    assert_true(mx_engine_drain(engine) > 0);
+    event = last_event(client, id, NULL);
+    assert_int_equal(event.type, MX_EVENT_RESULT);
+    for (double until = now_ms() + PATIENCE_MS; mx_engine_drain(engine) > 0; pause_ms(1))
+        assert_true(now_ms() < until);
+    free(text);
+    mx_client_close(client);
+    mx_engine_close(engine);
+}
+
 static void a_forked_child_gives_up_its_copy(void **state)
 {
     mx_engine *engine = open_engine();
@@ -666,6 +701,7 @@ int main(void)
         cmocka_unit_test(requests_of_a_connection_are_bounded),
         cmocka_unit_test(engine_options_are_checked),
         cmocka_unit_test(closing_the_engine_tells_its_clients),
+        cmocka_unit_test(draining_waits_for_readers),
         cmocka_unit_test(a_forked_child_gives_up_its_copy),
         cmocka_unit_test(many_threads_share_an_engine),
     };
