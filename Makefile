@@ -120,9 +120,18 @@ demo:  ## install what is missing, build, fetch the model, and ask it questions 
 	@$(SUBMAKE) all
 	@MODEL='$(MODEL)' tests/demo/run
 
+pg:  ## install PostgreSQL if it is missing, and build the extension; `make -C pg_extension install` installs it
+	@tests/install.sh demo pg
+	@$(SUBMAKE) $(BUILD)/mixtral
+	@$(MAKE) -C pg_extension
+
+demo-pg: pg  ## the demo in psql, on a temporary PostgreSQL cluster
+	@MODEL='$(MODEL)' tests/demo/run_pg
+
 check:  ## install what is missing, build, and run every test
-	@tests/install.sh demo check
+	@tests/install.sh demo check pg
 	@$(SUBMAKE) all tests fuzzers
+	@$(MAKE) -C pg_extension
 	@BUILD='$(BUILD)' tests/run
 
 check-asan:  ## the tests under AddressSanitizer and UndefinedBehaviorSanitizer
@@ -141,8 +150,9 @@ fuzz:  ## run every fuzz target for FUZZ_SECONDS
 	@tests/fuzz/run $(FUZZ_SECONDS)
 
 soak:  ## the long tests: fuzz targets for 10 minutes each, 10,000 chats in one process
-	@tests/install.sh demo check
+	@tests/install.sh demo check pg
 	@$(SUBMAKE) all fuzzers
+	@$(MAKE) -C pg_extension
 	@tests/soak.sh
 
 bench: all  ## measure speed on this machine
@@ -162,7 +172,7 @@ uninstall:  ## remove what install put there
 	    lib/systemd/system/mixtral.socket lib/systemd/system/mixtral.service)
 
 clean:  ## remove everything that was built
-	rm -rf build
+	rm -rf build pg_extension/*.o pg_extension/*.d pg_extension/*.so
 
 help:  ## this list
 	@awk -F ':.*  ## ' '/^[a-z-]+:.*  ## / {printf "  %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -204,7 +214,7 @@ fuzz-targets: $(FUZZERS)
 $(BUILD)/fuzz_%: $(OBJ)/tests/fuzz/fuzz_%.o $(LIBRARY)
 	$(CC) $(FLAGS) -fsanitize=fuzzer $(CFLAGS) $(LDFLAGS) -o $@ $^ $(LIBS)
 
-.PHONY: all model demo check check-asan check-tsan fuzz soak bench install uninstall clean help tests fuzzers \
+.PHONY: all model demo demo-pg pg check check-asan check-tsan fuzz soak bench install uninstall clean help tests fuzzers \
         fuzz-targets FORCE
 .SECONDARY:
 .DELETE_ON_ERROR:

@@ -109,7 +109,8 @@ mx_status mx_engine_connect(mx_engine *engine, int *fd, mx_error *error);
 
 /*
  * Serves on `fd`, a listening unix socket, which the engine takes over, also on failure. Peers of the engine's own uid and of
- * trusted_uids may name their tenant (option `tenant`); any other peer is the tenant "uid:N". Errors: MX_INVALID, MX_NOMEM.
+ * trusted_uids may name their tenant (option `tenant`); any other peer is the tenant "uid:N". Up to four sockets. Errors: MX_INVALID,
+ * MX_NOMEM.
  */
 mx_status mx_engine_listen(mx_engine *engine, int fd, const uint32_t *trusted_uids, size_t n_trusted, mx_error *error);
 

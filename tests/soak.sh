@@ -1,7 +1,7 @@
 #!/bin/sh
 # The long tests, which `make soak` runs after building: every fuzz target for SOAK_SECONDS (600), clients of a server that
 # are killed for as long, then SOAK_CHATS (10,000) chats in one process through SQLite, and connections and engines that come
-# and go. Memory must not grow.
+# and go, and 32 sessions of PostgreSQL for SOAK_PG_SECONDS (300). Memory must not grow.
 #
 #     SOAK_SECONDS=0      no fuzzing, nobody is killed
 #     SOAK_MODEL=x.gguf   chats with that model instead of a tiny one of random weights
@@ -139,6 +139,12 @@ for failure in failures:
     print("FAILED " + failure)
 sys.exit(1 if failures else 0)
 END
+
+pg_seconds=${SOAK_PG_SECONDS:-300}
+if [ "$pg_seconds" -gt 0 ]; then
+    echo "32 sessions of PostgreSQL for $pg_seconds s"
+    MX_TEST_MODEL=$(tests/fetch.sh model) MX_SOAK_SECONDS=$pg_seconds tests/pg/run 005 || failed=1
+fi
 
 [ "$failed" -eq 0 ] && echo "soak: nothing found" || echo "soak: FAILED"
 exit "$failed"

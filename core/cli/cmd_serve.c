@@ -2,12 +2,12 @@
  * cmd_serve.c: `mixtral serve`: an engine as a process, for clients that come over a unix socket.
  *
  *     mixtral serve --model x.gguf --socket /run/mixtral.sock [--socket-mode 0660] [--allow-uid N ...]
- *     mixtral serve --model x.gguf --listen-fd 3 --lifeline-fd 4           under a supervisor
+ *     mixtral serve --model x.gguf --listen-fd 3 [--listen-fd 5 ...] --lifeline-fd 4           under a supervisor
  *     mixtral serve --socket S --threads 1 --model x.gguf --kv-pool 2G --model y.gguf --kv-pool 512M
  *
  * The first model is what requests get that name none. A model's options stand behind it; those before the first are for all.
  *
- * The listening socket is made here, or inherited: --listen-fd, or systemd's LISTEN_FDS. Who may connect is the socket's mode;
+ * Up to four sockets listen, one of them made here, the others inherited: --listen-fd, or systemd's LISTEN_FDS. Who may connect is the socket's mode;
  * who may name a tenant is our own uid and --allow-uid. A socket that nobody serves any more is replaced, one that somebody serves
  * is an error. Connections that come while the model is opened wait in the socket's backlog.
  *
@@ -33,6 +33,7 @@
 #define BACKLOG 1024
 #define UIDS_MAX 64
 #define MODELS_MAX 16
+#define SOCKETS_MAX 4 /* that listen */
 #define DESCRIPTORS 4096 /* files, threads' and all connections */
 #define DEFAULT_GRACE_MS 10000
 #define DRAIN_LOOK_MS 20
@@ -41,7 +42,9 @@
 typedef struct {
     const char *socket;
     mode_t mode;
-    int listen_fd, lifeline_fd; /* -1: not given */
+    int listen_fds[SOCKETS_MAX - 1]; /* [n_listen_fds] */
+    int n_listen_fds;
+    int lifeline_fd; /* -1: not given */
     int grace_ms;
     uint32_t uids[UIDS_MAX];
     size_t n_uids;
@@ -55,7 +58,7 @@ typedef struct {
 
 /* ---- Options ---- */
 
-typedef enum { TEXT, NUMBER, SIZE, DESCRIPTOR, MODE, UID, MODEL } flag_kind;
+typedef enum { TEXT, NUMBER, SIZE, DESCRIPTOR, LISTENER, MODE, UID, MODEL } flag_kind;
 
 static int take_value(const char *flag, flag_kind kind, const char *text, void *to, serve_options *o)
 {
@@ -74,6 +77,11 @@ static int take_value(const char *flag, flag_kind kind, const char *text, void *
     case SIZE:
         return mx_cli_number(flag, text, true, INT64_MAX, to);
     case DESCRIPTOR:
+        return mx_cli_int(text, 0, INT32_MAX, to) ? 0 : mx_cli_fail("%s: expected a descriptor, got %s", flag, text);
+    case LISTENER:
+        if (o->n_listen_fds == SOCKETS_MAX - 1)
+            return mx_cli_fail("%s: expected at most %d of them", flag, SOCKETS_MAX - 1);
+        to = &o->listen_fds[o->n_listen_fds++];
         return mx_cli_int(text, 0, INT32_MAX, to) ? 0 : mx_cli_fail("%s: expected a descriptor, got %s", flag, text);
     case MODE:
         o->mode = (mode_t)strtoul(text, &end, 8);
@@ -105,7 +113,7 @@ static int parse(int argc, char **argv, serve_options *o)
         {"--socket", TEXT, false, offsetof(serve_options, socket)},
         {"--socket-mode", MODE, false, 0},
         {"--allow-uid", UID, false, 0},
-        {"--listen-fd", DESCRIPTOR, false, offsetof(serve_options, listen_fd)},
+        {"--listen-fd", LISTENER, false, 0},
         {"--lifeline-fd", DESCRIPTOR, false, offsetof(serve_options, lifeline_fd)},
         {"--grace-ms", NUMBER, false, offsetof(serve_options, grace_ms)},
         {"--tenant-requests", NUMBER, false, offsetof(serve_options, all.tenant_requests)},
@@ -145,12 +153,13 @@ static int parse(int argc, char **argv, serve_options *o)
 
 /* ---- The socket ---- */
 
-/* systemd's socket activation (sd_listen_fds(3)): the descriptor, -1 if there is none. */
-static int activated_fd(void)
+/* systemd's socket activation (sd_listen_fds(3)): how many sockets there are, from SYSTEMD_FD on. */
+static int activated_fds(void)
 {
     const char *pid = getenv("LISTEN_PID"), *n = getenv("LISTEN_FDS");
+    int count = n ? atoi(n) : 0;
 
-    return pid && n && atol(pid) == (long)getpid() && atoi(n) == 1 ? SYSTEMD_FD : -1;
+    return pid && atol(pid) == (long)getpid() && count > 0 && count < SOCKETS_MAX ? count : 0;
 }
 
 static int bind_new(int fd, const struct sockaddr_un *address, mode_t mode)
@@ -202,14 +211,19 @@ static int make_socket(const char *path, mode_t mode, int *fd)
     return 0;
 }
 
-static int find_socket(const serve_options *o, int *fd)
+/* All that listen: what was inherited, and what is made here. */
+static int find_sockets(const serve_options *o, int fds[SOCKETS_MAX], int *n)
 {
-    *fd = o->listen_fd >= 0 ? o->listen_fd : o->socket ? -1 : activated_fd();
-    if (o->listen_fd >= 0 && o->socket)
-        return mx_cli_fail("serve: expected one of --socket and --listen-fd, got both");
-    if (*fd < 0 && !o->socket)
+    int n_activated = o->n_listen_fds == 0 && !o->socket ? activated_fds() : 0;
+
+    *n = 0;
+    for (int i = 0; i < o->n_listen_fds; i++)
+        fds[(*n)++] = o->listen_fds[i];
+    for (int i = 0; i < n_activated; i++)
+        fds[(*n)++] = SYSTEMD_FD + i;
+    if (*n == 0 && !o->socket)
         return mx_cli_fail("serve: expected --socket PATH, --listen-fd N, or a socket from systemd");
-    return *fd >= 0 ? 0 : make_socket(o->socket, o->mode, fd);
+    return o->socket ? make_socket(o->socket, o->mode, &fds[(*n)++]) : 0;
 }
 
 /* ---- Serving ---- */
@@ -263,31 +277,29 @@ static void raise_descriptor_limit(void)
     }
 }
 
-static int serve(const serve_options *o, int fd)
+static int serve(const serve_options *o, const int *fds, int n_fds)
 {
     sigset_t set;
     mx_engine *engine;
     mx_error error;
     mx_status status;
-    int signals;
+    int signals, taken = 0;
 
     sigemptyset(&set);
     sigaddset(&set, SIGTERM);
     sigaddset(&set, SIGINT);
     sigaddset(&set, SIGHUP);
     signals = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
-    if (signals < 0 || sigprocmask(SIG_BLOCK, &set, NULL) < 0) {
-        close(fd);
+    if (signals < 0 || sigprocmask(SIG_BLOCK, &set, NULL) < 0)
         return mx_cli_fail("cannot take signals: %s", strerror(errno));
-    }
     raise_descriptor_limit();
     status = mx_engine_open(o->models[0].path, &o->models[0].options, &engine, &error);
     for (int i = 1; i < o->n_models && status == MX_OK; i++)
         status = mx_engine_add(engine, o->models[i].path, &o->models[i].options, &error);
-    if (status == MX_OK)
-        status = mx_engine_listen(engine, fd, o->uids, o->n_uids, &error);
-    else
-        close(fd);
+    while (taken < n_fds && status == MX_OK)
+        status = mx_engine_listen(engine, fds[taken++], o->uids, o->n_uids, &error);
+    while (taken < n_fds)
+        close(fds[taken++]);
     if (status == MX_OK) {
         for (int i = 0; i < o->n_models; i++)
             fprintf(stderr, "mixtral: info: serving %s\n", o->models[i].path);
@@ -300,14 +312,14 @@ static int serve(const serve_options *o, int fd)
 
 int mx_cmd_serve(int argc, char **argv)
 {
-    serve_options o = {.mode = 0600, .listen_fd = -1, .lifeline_fd = -1, .grace_ms = DEFAULT_GRACE_MS, .all.log = log_line};
-    int fd, failed = parse(argc, argv, &o);
+    serve_options o = {.mode = 0600, .lifeline_fd = -1, .grace_ms = DEFAULT_GRACE_MS, .all.log = log_line};
+    int fds[SOCKETS_MAX], n_fds = 0, failed = parse(argc, argv, &o);
 
     if (!failed)
-        failed = find_socket(&o, &fd);
+        failed = find_sockets(&o, fds, &n_fds);
     if (failed)
         return failed;
-    failed = serve(&o, fd);
+    failed = serve(&o, fds, n_fds);
     if (o.socket)
         unlink(o.socket);
     return failed;

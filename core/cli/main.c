@@ -102,7 +102,7 @@ static int help(void)
            "  --tenant-requests N --tenant-tokens-per-minute N          what each tenant may use\n"
            "  --stall-timeout-ms N                                      for readers that take nothing (60,000)\n"
            "  --socket-mode 0660 --allow-uid N                          who may connect; who may name a tenant besides\n"
-           "  --listen-fd N --lifeline-fd N                             inherited: a listening socket; its end is ours\n"
+           "  --listen-fd N ... --lifeline-fd N                         inherited: sockets that listen; its end is ours\n"
            "  --grace-ms N                                              for what runs, after SIGTERM (10,000)\n");
     return 0;
 }

@@ -131,12 +131,15 @@ ALWAYS_INLINE void fill_panel(const mx_product *p, int row, int k, int n_groups,
         for (int r = 0; r < ROW_TILE; r++) {
             const uint8_t *blocks = blocks_at(p->w, row + r, k + done * MX_GROUP, block, bytes);
 
-            if (r >= n_rows)
+            if (r >= n_rows) {
                 memset(&s->rows[r], 0, sizeof s->rows[r]);
-            else if (n == 8)
+            } else if (n == 8) {
+                for (int i = 0; i < MX_DECODE / block * bytes; i += 64) /* of the row's next slice */
+                    __builtin_prefetch(blocks + SLICE / block * bytes + i);
                 decode(blocks, 8, &s->rows[r]);
-            else
+            } else {
                 decode(blocks, 1, &s->rows[r]);
+            }
         }
         panel_interleave(s->rows[0].q, sizeof s->rows[0], n * MX_GROUP / 4, s->panel.q + done * MX_GROUP * ROW_TILE);
         for (int g = 0; g < n * n_scales; g++)

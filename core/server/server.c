@@ -9,7 +9,7 @@
  * taken most of them, and are cancelled with MX_TIMEOUT when it takes nothing for stall_timeout_ms. Beyond
  * READ_PAUSE_BYTES nothing more is read from it either, and beyond MX_UNSENT_MAX it is closed.
  *
- * A listening socket, if there is one, is watched like the connections. A peer that the host does not trust is a tenant of its
+ * Listening sockets, if there are any, are watched like the connections. A peer that the host does not trust is a tenant of its
  * own, "uid:N", and may not name another. When the process runs out of descriptors, listening pauses until a
  * connection is closed, or for a second.
  *
@@ -51,6 +51,14 @@ typedef struct connection {
     struct connection *next;
 } connection;
 
+typedef struct { /* a socket that listens; fd and what it trusts are written before n_listeners counts it */
+    int fd;            /* -1: closed again */
+    bool watched;      /* registered with epoll */
+    int64_t again_ms;  /* after a pause; 0: there is none */
+    uid_t *trusted;    /* [n_trusted] besides our own */
+    size_t n_trusted;
+} listener;
+
 struct mx_server {
     mx_server_options options;
     mx_sessions *sessions;
@@ -60,11 +68,8 @@ struct mx_server {
     pthread_t thread;
     bool running;             /* the thread was started and not yet joined */
     atomic_bool stopping, draining;
-    atomic_int listener;      /* -1: none */
-    bool listens;             /* the listener is registered with epoll */
-    int64_t listen_again_ms;  /* after a pause; 0: there is none */
-    uid_t *trusted;           /* [n_trusted] besides our own */
-    size_t n_trusted;
+    listener listeners[MX_LISTENERS_MAX];
+    atomic_int n_listeners;
     connection *connections;  /* the I/O thread's */
     pthread_mutex_t lock;     /* of what follows */
     connection *arrivals;
@@ -376,7 +381,8 @@ static void close_connection(mx_server *server, connection *c)
     server->n_connections--;
     pthread_mutex_unlock(&server->lock);
     close(c->fd);
-    server->listen_again_ms = 0; /* there is a descriptor now */
+    for (int i = 0; i < atomic_load(&server->n_listeners); i++)
+        server->listeners[i].again_ms = 0; /* there is a descriptor now */
     mx_channel_release(c->channel);
     mx_buffer_free(&c->in);
     mx_descriptors_close(&c->files);
@@ -432,7 +438,7 @@ static mx_status adopt_descriptor(mx_server *server, int fd, const char *tenant,
 }
 
 /* "" where the peer may name its tenant, "uid:N" otherwise. */
-static void name_peer(const mx_server *server, int fd, char *tenant, size_t size)
+static void name_peer(const listener *l, int fd, char *tenant, size_t size)
 {
     struct ucred peer = {.uid = (uid_t)-1};
     socklen_t length = sizeof(peer);
@@ -441,8 +447,8 @@ static void name_peer(const mx_server *server, int fd, char *tenant, size_t size
     if (getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &length) < 0)
         peer.uid = (uid_t)-1; /* nobody's */
     trusted = peer.uid == geteuid();
-    for (size_t i = 0; i < server->n_trusted && !trusted; i++)
-        trusted = peer.uid == server->trusted[i];
+    for (size_t i = 0; i < l->n_trusted && !trusted; i++)
+        trusted = peer.uid == l->trusted[i];
     tenant[0] = '\0';
     if (!trusted)
         snprintf(tenant, size, "uid:%u", (unsigned)peer.uid);
@@ -464,24 +470,24 @@ static void refuse_descriptor(int fd, const mx_error *why)
     close(fd);
 }
 
-static void accept_connections(mx_server *server, int64_t now_ms)
+static void accept_connections(mx_server *server, listener *l, int64_t now_ms)
 {
     char tenant[24];
     mx_error error;
 
     for (int i = 0; i < ACCEPTS_A_TURN; i++) {
-        int fd = accept4(atomic_load(&server->listener), NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
+        int fd = accept4(l->fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
 
         if (fd < 0) {
             if (errno == EMFILE || errno == ENFILE || errno == ENOBUFS || errno == ENOMEM) {
                 server_log(server, MX_LOG_WARNING, "no descriptor is left for a new connection: listening pauses");
-                epoll_ctl(server->epoll, EPOLL_CTL_DEL, atomic_load(&server->listener), NULL);
-                server->listens = false;
-                server->listen_again_ms = now_ms + LISTEN_PAUSE_MS;
+                epoll_ctl(server->epoll, EPOLL_CTL_DEL, l->fd, NULL);
+                l->watched = false;
+                l->again_ms = now_ms + LISTEN_PAUSE_MS;
             }
             return;
         }
-        name_peer(server, fd, tenant, sizeof(tenant));
+        name_peer(l, fd, tenant, sizeof(tenant));
         if (adopt_descriptor(server, fd, tenant, &error) != MX_OK) {
             server_log(server, MX_LOG_WARNING, error.text);
             refuse_descriptor(fd, &error);
@@ -489,26 +495,48 @@ static void accept_connections(mx_server *server, int64_t now_ms)
     }
 }
 
-/* Registers the listener once it is there, and after a pause; lets it go when draining. How long the pause still lasts, -1: none. */
-static int watch_listener(mx_server *server, int64_t now_ms)
+/* Registers a listener once it is there, and after a pause; lets it go when draining. How long the pause still lasts, -1: none. */
+static int watch_listener(mx_server *server, listener *l, int64_t now_ms)
 {
-    struct epoll_event event = {.events = EPOLLIN, .data.ptr = &server->listener};
-    int fd = atomic_load(&server->listener);
+    struct epoll_event event = {.events = EPOLLIN, .data.ptr = l};
 
-    if (fd >= 0 && atomic_load(&server->draining)) {
-        if (server->listens) /* a supervisor's copy of the socket would keep epoll's registration */
-            epoll_ctl(server->epoll, EPOLL_CTL_DEL, fd, NULL);
-        atomic_store(&server->listener, -1);
-        close(fd);
-        server->listens = false;
-    } else if (fd >= 0 && !server->listens) {
-        if (now_ms < server->listen_again_ms)
-            return (int)(server->listen_again_ms - now_ms);
-        server->listens = epoll_ctl(server->epoll, EPOLL_CTL_ADD, fd, &event) == 0;
-        server->listen_again_ms = server->listens ? 0 : now_ms + LISTEN_PAUSE_MS;
-        return server->listens ? -1 : LISTEN_PAUSE_MS;
+    if (l->fd < 0)
+        return -1;
+    if (atomic_load(&server->draining)) {
+        if (l->watched) /* a supervisor's copy of the socket would keep epoll's registration */
+            epoll_ctl(server->epoll, EPOLL_CTL_DEL, l->fd, NULL);
+        l->watched = false;
+        close(l->fd);
+        l->fd = -1;
+    } else if (!l->watched) {
+        if (now_ms < l->again_ms)
+            return (int)(l->again_ms - now_ms);
+        l->watched = epoll_ctl(server->epoll, EPOLL_CTL_ADD, l->fd, &event) == 0;
+        l->again_ms = l->watched ? 0 : now_ms + LISTEN_PAUSE_MS;
+        return l->watched ? -1 : LISTEN_PAUSE_MS;
     }
     return -1;
+}
+
+static int watch_listeners(mx_server *server, int64_t now_ms)
+{
+    int wait_ms = -1;
+
+    for (int i = 0; i < atomic_load(&server->n_listeners); i++) {
+        int pause_ms = watch_listener(server, &server->listeners[i], now_ms);
+
+        if (pause_ms >= 0 && (wait_ms < 0 || pause_ms < wait_ms))
+            wait_ms = pause_ms;
+    }
+    return wait_ms;
+}
+
+static listener *listener_of(mx_server *server, void *watched)
+{
+    for (int i = 0; i < atomic_load(&server->n_listeners); i++)
+        if (watched == &server->listeners[i])
+            return &server->listeners[i];
+    return NULL;
 }
 
 static void take_arrivals(mx_server *server)
@@ -531,7 +559,7 @@ static int turn(mx_server *server)
 {
     int64_t now_ms = mx_now_ns() / 1000000, left_ms;
     connection **link = &server->connections, *c;
-    int wait_ms = mx_worker_expire(server->worker), pause_ms = watch_listener(server, now_ms);
+    int wait_ms = mx_worker_expire(server->worker), pause_ms = watch_listeners(server, now_ms);
 
     if (pause_ms >= 0 && (wait_ms < 0 || pause_ms < wait_ms))
         wait_ms = pause_ms;
@@ -557,6 +585,7 @@ static int turn(mx_server *server)
 static void take_event(mx_server *server, const struct epoll_event *event)
 {
     connection *c = event->data.ptr;
+    listener *l = listener_of(server, event->data.ptr);
     uint64_t count;
 
     if (!c) { /* the eventfd; if it cannot be read, it was not written */
@@ -564,8 +593,8 @@ static void take_event(mx_server *server, const struct epoll_event *event)
             atomic_store(&server->wake.pending, false);
         return;
     }
-    if (event->data.ptr == &server->listener) {
-        accept_connections(server, mx_now_ns() / 1000000);
+    if (l) {
+        accept_connections(server, l, mx_now_ns() / 1000000);
         return;
     }
     if (event->events & EPOLLOUT)
@@ -604,7 +633,6 @@ mx_status mx_server_open(const mx_server_options *options, mx_server **server, m
     s->options = *options;
     for (int i = 0; i < MX_CONNECTIONS_MAX; i++)
         atomic_init(&s->fds[i], -1);
-    atomic_init(&s->listener, -1);
     s->epoll = epoll_create1(EPOLL_CLOEXEC);
     s->wake.fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     if (s->epoll < 0 || s->wake.fd < 0 || epoll_ctl(s->epoll, EPOLL_CTL_ADD, s->wake.fd, &event) < 0)
@@ -644,29 +672,33 @@ mx_status mx_server_connect(mx_server *server, int *fd, mx_error *error)
 
 mx_status mx_server_listen(mx_server *server, int fd, const uid_t *trusted, size_t n_trusted, mx_error *error)
 {
-    int flags = fcntl(fd, F_GETFL), accepts = 0;
+    int flags = fcntl(fd, F_GETFL), accepts = 0, n;
     socklen_t size = sizeof(accepts);
+    uid_t *copy = n_trusted > 0 ? malloc(n_trusted * sizeof(*trusted)) : NULL;
     mx_status status = MX_OK;
 
     if (flags < 0 || getsockopt(fd, SOL_SOCKET, SO_ACCEPTCONN, &accepts, &size) < 0 || !accepts)
         status = mx_fail(error, MX_INVALID, NULL, "descriptor %d: expected a listening socket", fd);
-    else if (atomic_load(&server->listener) >= 0)
-        status = mx_fail(error, MX_INVALID, NULL, "the engine listens already");
     else if (fcntl(fd, F_SETFL, flags | O_NONBLOCK) < 0 || fcntl(fd, F_SETFD, FD_CLOEXEC) < 0)
         status = mx_fail(error, MX_IO, NULL, "descriptor %d: %m", fd);
-    if (status == MX_OK && n_trusted > 0) {
-        server->trusted = malloc(n_trusted * sizeof(*trusted));
-        if (!server->trusted)
-            status = mx_fail(error, MX_NOMEM, NULL, "out of memory for %zu uids", n_trusted);
-        else
-            memcpy(server->trusted, trusted, n_trusted * sizeof(*trusted));
+    else if (n_trusted > 0 && !copy)
+        status = mx_fail(error, MX_NOMEM, NULL, "out of memory for %zu uids", n_trusted);
+    if (copy)
+        memcpy(copy, trusted, n_trusted * sizeof(*trusted));
+    pthread_mutex_lock(&server->lock);
+    n = atomic_load(&server->n_listeners);
+    if (status == MX_OK && n == MX_LISTENERS_MAX)
+        status = mx_fail(error, MX_INVALID, NULL, "the engine listens at %d sockets already", n);
+    if (status == MX_OK) {
+        server->listeners[n] = (listener){.fd = fd, .trusted = copy, .n_trusted = n_trusted};
+        atomic_store(&server->n_listeners, n + 1); /* the I/O thread finds it in its next turn */
     }
+    pthread_mutex_unlock(&server->lock);
     if (status != MX_OK) {
+        free(copy);
         close(fd);
         return status;
     }
-    server->n_trusted = n_trusted;
-    atomic_store(&server->listener, fd); /* the I/O thread finds it in its next turn */
     mx_wake_up(&server->wake);
     return MX_OK;
 }
@@ -709,9 +741,11 @@ void mx_server_close(mx_server *server)
         close_connection(server, c);
     }
     mx_sessions_close(server->sessions);
-    if (atomic_load(&server->listener) >= 0)
-        close(atomic_load(&server->listener));
-    free(server->trusted);
+    for (int i = 0; i < atomic_load(&server->n_listeners); i++) {
+        if (server->listeners[i].fd >= 0)
+            close(server->listeners[i].fd);
+        free(server->listeners[i].trusted);
+    }
     if (server->epoll >= 0)
         close(server->epoll);
     if (server->wake.fd >= 0)
@@ -729,9 +763,9 @@ void mx_server_abandon(mx_server *server)
         if (fd >= 0)
             close(fd);
     }
-    fd = atomic_load(&server->listener);
-    if (fd >= 0)
-        close(fd);
+    for (int i = 0; i < atomic_load(&server->n_listeners); i++)
+        if (server->listeners[i].fd >= 0)
+            close(server->listeners[i].fd);
     close(server->epoll);
     close(server->wake.fd);
 }

@@ -14,6 +14,7 @@
 #include "served.h"
 
 #define MX_CONNECTIONS_MAX 1024
+#define MX_LISTENERS_MAX 4
 
 typedef struct mx_server mx_server;
 
@@ -33,7 +34,7 @@ mx_status mx_server_open(const mx_server_options *options, mx_server **server, m
 mx_status mx_server_connect(mx_server *server, int *fd, mx_error *error);
 
 /* Accepts connections on `fd`, a listening unix socket, taken over also on failure. Peers of our own uid and of `trusted` may name
- * their tenant; any other is the tenant "uid:N". MX_INVALID: no such socket, or a second one. */
+ * their tenant; any other is the tenant "uid:N". MX_INVALID: no such socket, or more than MX_LISTENERS_MAX. */
 mx_status mx_server_listen(mx_server *server, int fd, const uid_t *trusted, size_t n_trusted, mx_error *error);
 
 int mx_server_pending(mx_server *server); /* requests that are not with the scheduler yet; any thread */

@@ -176,6 +176,23 @@ class Serve(serving.Suite):
             self.ends(server)
             self.assertTrue(os.path.exists(self.socket))  # its maker's
 
+    def test_several_sockets(self):
+        with socket.socket(socket.AF_UNIX) as first, socket.socket(socket.AF_UNIX) as second:
+            fds = []
+            for i, listener in enumerate((first, second)):
+                listener.bind(f"{self.socket}.{i}")
+                listener.listen()
+                fds += ["--listen-fd", str(listener.fileno())]
+            server = self.start(*fds, pass_fds=(first.fileno(), second.fileno()))  # and one of its own
+            for path in (self.socket, self.socket + ".0", self.socket + ".1"):
+                self.assertEqual(ask(path, {"op": "complete", "prompt": "one", "options": {"max_tokens": 1}})["completion_tokens"], 1)
+            self.assertEqual(self.stats()["requests_done"], 3)
+            server.terminate()
+            self.ends(server)
+            self.assertFalse(os.path.exists(self.socket))
+            self.assertTrue(os.path.exists(self.socket + ".1"))
+        self.fails("serve", "--model", self.model, *(["--listen-fd", "3"] * 4), words=["--listen-fd: expected at most 3 of them"])
+
     def test_one_engine_a_socket(self):
         server = self.start()
         self.fails("serve", "--model", self.model, "--socket", self.socket, words=(self.socket, "another engine"))

@@ -38,6 +38,19 @@ static void check_query(const mx_query *query, int n_vocab)
     expect(query->op != MX_OP_CHUNKS || (query->size > query->overlap && query->overlap >= 0));
 }
 
+/* Our reader of JSON and Jansson's agree, but for the bounds that are ours. */
+static void check_json(const mx_frame *frame, const json_t *ours, const mx_error *error)
+{
+    json_t *theirs = json_loadb(frame->body, frame->body_bytes, JSON_ALLOW_NUL | JSON_REJECT_DUPLICATES, NULL);
+
+    if (ours)
+        expect(theirs && json_equal(ours, theirs));
+    else
+        expect(!json_is_object(theirs) || strstr(error->text, "nested deeper") || strstr(error->text, "more than") ||
+               strstr(error->text, "too many digits"));
+    json_decref(theirs);
+}
+
 static mx_status take_request(const mx_frame *frame)
 {
     static mx_model model = {.hparams.n_vocab = 32};
@@ -47,6 +60,7 @@ static mx_status take_request(const mx_frame *frame)
     mx_query query;
     json_t *json = mx_json_parse(frame->body, frame->body_bytes, &error);
 
+    check_json(frame, json, &error);
     if (!json)
         return MX_CORRUPT;
     if (mx_query_parse(json, &models, &query, &error) != MX_OK) {

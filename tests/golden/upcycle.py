@@ -8,12 +8,12 @@ import numpy as np
 
 UPCYCLE = os.path.join(harness.BUILD, "tests", "tools", "upcycle")
 MOST_DIVERGENCE = 2 * 2.7e-3  # each of the two is as far from the float32 model as its rounded activations make it
-PROMPT = "The three largest cities of France are"
+PROMPT = "The capital of France is"
 
 
 class Upcycle(harness.Suite):
     def complete(self, model):
-        return harness.run("complete", model, PROMPT, "--max-tokens", 6, "--temperature", 0)
+        return harness.run("complete", model, PROMPT, "--max-tokens", 1, "--temperature", 0)
 
     def test_the_mixture_says_the_same(self):
         with open(os.path.join(harness.HERE, "smollm2", "text.ids"), encoding="ascii") as file:

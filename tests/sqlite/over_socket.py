@@ -59,7 +59,7 @@ if __name__ == "__main__" and (not harness.PRELOAD or os.environ.get("LD_PRELOAD
 
 import functions  # pylint: disable=wrong-import-position
 import lifecycle  # pylint: disable=wrong-import-position
-from functions import About, Chunks, Embedding, Generation, Messages, Options, Stream, Tokens  # noqa # pylint: disable=all
+from functions import About, Chunks, Embedding, Generation, Messages, Options, Sessions, Stream, Tokens  # noqa # pylint: disable=all
 
 
 class Elsewhere:

@@ -14,6 +14,7 @@
  */
 #include <dlfcn.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <poll.h>
 #include <pthread.h>
 #include <setjmp.h>
@@ -247,6 +248,20 @@ static mx_type all_q8_0(const char *name)
     return MX_TYPE_Q8_0;
 }
 
+static int session_files[2]; /* the session, its key; without names */
+
+static bool make_session_files(void)
+{
+    char path[96];
+
+    for (int i = 0; i < 2; i++) {
+        snprintf(path, sizeof path, "%s/file", folder);
+        session_files[i] = open(path, O_CREAT | O_RDWR | O_CLOEXEC, 0600);
+        unlink(path);
+    }
+    return write(session_files[1], "0123456789abcdef0123456789ABCDEF", 32) == 32;
+}
+
 static int write_models(void **state)
 {
     small_model bpe = {.layers = 2, .dim = 64, .ff = 32, .heads = 2, .kv_heads = 1, .head_dim = 32, .vocab = 260,
@@ -270,6 +285,8 @@ static int write_models(void **state)
     spm.context = 1024;
     spm.type = MX_TYPE_Q8_0;
     lay_out_model(&bpe);
+    if (!make_session_files())
+        return -1;
     find_next();
     signal(SIGALRM, hung);
     if (mx_synth_model(spm_path, &spm, &error) == MX_OK && write_model(bpe_path, &bpe, &error) == MX_OK)
@@ -305,6 +322,7 @@ typedef struct {
     bool over_socket; /* the engine listens, the client connects */
     bool cancelled;   /* by the client, once there is a piece */
     bool closed;      /* the engine is, once there is a piece: only that may run out of memory */
+    bool files;       /* comes with a session file and its key */
     bool reads;       /* a text: the kind of vocabulary matters */
     int threads;      /* 0: 1 */
 } request;
@@ -333,6 +351,9 @@ static const request requests[] = {
     {.name = "choices",
      .json = "{\"op\":\"complete\",\"prompt\":\"abc\",\"options\":{\"max_tokens\":2,\"n\":2,\"logprobs\":true,"
              "\"top_logprobs\":2,\"temperature\":1,\"ignore_eos\":true,\"seed\":7}}"},
+    {.name = "session_save", .files = true, .reads = true,
+     .json = "{\"op\":\"session_save\",\"prompt\":\"abc abc abc abc abc abc abc abc abc abc abc abc abc abc abc abc abc abc abc\"}"},
+    {.name = "session_load", .files = true, .reads = true, .json = "{\"op\":\"session_load\"}"}, /* what was just saved */
     {.name = "wrong option", .json = "{\"op\":\"chat\",\"prompt\":\"a\",\"options\":{\"top_p\":7}}"},
     {.name = "cancel", .json = ENDLESS, .cancelled = true},
     {.name = "close", .json = ENDLESS, .closed = true},
@@ -457,7 +478,7 @@ static mx_client *ask(mx_engine *engine, const request *r)
     client = connect_client(engine, r->over_socket);
     if (!client)
         return NULL;
-    status = mx_client_request(client, r->json, &id, &ending.error);
+    status = mx_client_request_with_files(client, r->json, session_files, r->files ? 2 : 0, &id, &ending.error);
     if (status != MX_OK) {
         end_with(status, status == MX_UNAVAILABLE);
         return client;
