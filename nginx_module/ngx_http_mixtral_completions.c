@@ -28,26 +28,22 @@ static json_t *ngx_http_mixtral_text_answer(ngx_http_mixtral_exchange_t *x);
 const ngx_http_mixtral_api_t  ngx_http_mixtral_chat_api = {
     ngx_string("/chat/completions"),
     NGX_HTTP_POST,
-    0,
     ngx_http_mixtral_chat_parse,
     ngx_http_mixtral_chat_begin,
     ngx_http_mixtral_chat_piece,
     ngx_http_mixtral_chat_end,
-    ngx_http_mixtral_chat_answer,
-    NULL
+    ngx_http_mixtral_chat_answer
 };
 
 
 const ngx_http_mixtral_api_t  ngx_http_mixtral_completions_api = {
     ngx_string("/completions"),
     NGX_HTTP_POST,
-    0,
     ngx_http_mixtral_text_parse,
     ngx_http_mixtral_text_begin,
     ngx_http_mixtral_text_piece,
     ngx_http_mixtral_text_end,
-    ngx_http_mixtral_text_answer,
-    NULL
+    ngx_http_mixtral_text_answer
 };
 
 
@@ -364,7 +360,7 @@ ngx_http_mixtral_chat_chunk(ngx_http_mixtral_exchange_t *x, ngx_uint_t index,
         return NGX_ERROR;
     }
 
-    return ngx_http_mixtral_sse(x, NULL,
+    return ngx_http_mixtral_sse(x,
                                 ngx_http_mixtral_object(x, "chatcmpl",
                                                         "chat.completion.chunk",
                                                         choice));
@@ -423,7 +419,7 @@ ngx_http_mixtral_last_chunks(ngx_http_mixtral_exchange_t *x,
             return NGX_ERROR;
         }
 
-        if (ngx_http_mixtral_sse(x, NULL, object) != NGX_OK) {
+        if (ngx_http_mixtral_sse(x, object) != NGX_OK) {
             return NGX_ERROR;
         }
     }
@@ -628,7 +624,7 @@ ngx_http_mixtral_text_piece(ngx_http_mixtral_exchange_t *x, ngx_uint_t index,
         return NGX_ERROR;
     }
 
-    return ngx_http_mixtral_sse(x, NULL,
+    return ngx_http_mixtral_sse(x,
                                 ngx_http_mixtral_object(x, "cmpl",
                                                         "text_completion",
                                                         choices));
@@ -741,7 +737,7 @@ ngx_http_mixtral_text_end(ngx_http_mixtral_exchange_t *x)
         choices = choice ? json_pack("[o]", choice) : NULL;
 
         if (choices == NULL
-            || ngx_http_mixtral_sse(x, NULL,
+            || ngx_http_mixtral_sse(x,
                                     ngx_http_mixtral_object(x, "cmpl",
                                                             "text_completion",
                                                             choices))

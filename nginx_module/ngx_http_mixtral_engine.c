@@ -7,10 +7,8 @@
  * loop.
  *
  * The client owns the socket; an ngx_connection_t is put around it to have
- * its events.  A timer on the connection looks once a second whether the
- * engine that was asked is still there (connections wait in the backlog of
- * one that is being started again), and sends a comment on a stream that has
- * been silent for long.  It also keeps a worker that is to leave alive until
+ * its events.  A timer on the connection looks once a second whether a stream
+ * has been silent for long, and sends a comment on it.  It also keeps a worker that is to leave alive until
  * the stream has ended.
  *
  * ngx_http_mixtral_pump takes events until there are none, or until the
@@ -25,75 +23,11 @@
 #define NGX_HTTP_MIXTRAL_TICK      1000    /* ms */
 #define NGX_HTTP_MIXTRAL_SILENCE   10000   /* ms, before a ping */
 #define NGX_HTTP_MIXTRAL_CALLS     64      /* at a time, of an exchange */
+#define NGX_HTTP_MIXTRAL_RETRY     5       /* s, until an engine may be back */
 #define NGX_HTTP_MIXTRAL_BATCH     16384   /* bytes, before they are sent */
 
 
 static void ngx_http_mixtral_event_handler(ngx_event_t *ev);
-
-
-ngx_int_t
-ngx_http_mixtral_serving(ngx_http_mixtral_engine_t *engine)
-{
-    if (engine->path != NULL) {
-        return 1;
-    }
-
-    return engine->launched != NULL
-           && engine->launched->status->state == NGX_HTTP_MIXTRAL_SERVING;
-}
-
-
-/* Seconds after which it may be worth another try */
-
-ngx_uint_t
-ngx_http_mixtral_retry_after(ngx_http_mixtral_engine_t *engine)
-{
-    time_t                      at;
-    ngx_http_mixtral_status_t  *status;
-
-    if (engine->path != NULL || engine->launched == NULL) {
-        return 5;
-    }
-
-    status = engine->launched->status;
-    at = (time_t) status->retry_at;
-
-    if (status->state != NGX_HTTP_MIXTRAL_WAITING || at <= ngx_time()) {
-        return 1;
-    }
-
-    return at - ngx_time() + 1;
-}
-
-
-static ngx_int_t
-ngx_http_mixtral_unavailable(ngx_http_mixtral_exchange_t *x)
-{
-    ngx_uint_t  seconds;
-
-    seconds = ngx_http_mixtral_retry_after(x->engine);
-
-    if (x->engine->path != NULL) {
-        (void) ngx_http_mixtral_refuse(x, MX_UNAVAILABLE, NULL,
-                                       "The engine does not answer.");
-
-    } else if (x->engine->launched != NULL
-               && x->engine->launched->status->state
-                  == NGX_HTTP_MIXTRAL_LOADING)
-    {
-        (void) ngx_http_mixtral_refuse(x, MX_UNAVAILABLE, NULL,
-                                       "The model is being loaded.");
-
-    } else {
-        (void) ngx_http_mixtral_refuse(x, MX_UNAVAILABLE, NULL,
-                                       "The engine has ended and is started "
-                                       "again.");
-    }
-
-    x->error.retry_after_ms = seconds * 1000;
-
-    return NGX_DECLINED;
-}
 
 
 ngx_int_t
@@ -111,14 +45,13 @@ ngx_http_mixtral_calls(ngx_http_mixtral_exchange_t *x, ngx_uint_t n)
 }
 
 
-/* Makes a call's request; gives its options, with model and tenant in them. */
+/* Makes a call's request; gives its options, with the model in them. */
 
 json_t *
 ngx_http_mixtral_call(ngx_http_mixtral_exchange_t *x, ngx_uint_t index,
     const char *op)
 {
-    json_t                        *options, *model;
-    const ngx_http_mixtral_key_t  *key;
+    json_t  *options, *model;
 
     x->calls[index].request = json_pack("{s:s, s:{}}", "op", op, "options");
     options = json_object_get(x->calls[index].request, "options");
@@ -128,33 +61,6 @@ ngx_http_mixtral_call(ngx_http_mixtral_exchange_t *x, ngx_uint_t index,
 
     model = ngx_http_mixtral_field(x->body, "model");
     if (model != NULL && json_object_set(options, "model", model) != 0) {
-        return NULL;
-    }
-
-    key = x->key;
-
-    if (key != NULL
-        && json_object_set_new(options, "tenant",
-                               json_sprintf("key:%.*s", (int) key->name.len,
-                                            key->name.data))
-           != 0)
-    {
-        return NULL;
-    }
-
-    if (key != NULL && key->requests != NGX_CONF_UNSET
-        && json_object_set_new(options, "tenant_requests",
-                               json_integer(key->requests))
-           != 0)
-    {
-        return NULL;
-    }
-
-    if (key != NULL && key->tokens_per_minute != NGX_CONF_UNSET
-        && json_object_set_new(options, "tenant_tokens_per_minute",
-                               json_integer(key->tokens_per_minute))
-           != 0)
-    {
         return NULL;
     }
 
@@ -224,30 +130,24 @@ ngx_http_mixtral_watch(ngx_http_mixtral_exchange_t *x)
 ngx_int_t
 ngx_http_mixtral_connect(ngx_http_mixtral_exchange_t *x)
 {
-    const char        *path;
     ngx_int_t          rc;
     mx_status          status;
     ngx_connection_t  *c;
 
-    if (!ngx_http_mixtral_serving(x->engine)) {
-        return ngx_http_mixtral_unavailable(x);
-    }
-
-    path = x->engine->path;
-
-    if (path == NULL) {
-        path = x->engine->launched->path;
-        x->starts = x->engine->launched->status->starts;
-    }
-
-    status = mx_client_connect(path, &x->client, &x->error);
+    status = mx_client_connect(x->engine->path, &x->client, &x->error);
 
     if (status != MX_OK) {
         ngx_log_error(NGX_LOG_ERR, x->request->connection->log, 0,
                       "mixtral: engine \"%V\": %s", &x->engine->name,
                       x->error.text);
-        return status == MX_UNAVAILABLE ? ngx_http_mixtral_unavailable(x)
-                                        : NGX_DECLINED;
+
+        if (status == MX_UNAVAILABLE) {
+            (void) ngx_http_mixtral_refuse(x, MX_UNAVAILABLE, NULL,
+                                           "The engine does not answer.");
+            x->error.retry_after_ms = NGX_HTTP_MIXTRAL_RETRY * 1000;
+        }
+
+        return NGX_DECLINED;
     }
 
     c = ngx_get_connection(mx_client_fd(x->client),
@@ -332,7 +232,6 @@ ngx_http_mixtral_cleanup(void *data)
 
     mx_client_close(x->client);
     x->client = NULL;
-
 }
 
 
@@ -372,15 +271,9 @@ ngx_http_mixtral_take(ngx_http_mixtral_exchange_t *x, const mx_event *event)
                                        "an event of an unknown request");
     }
 
-    x->heard = 1;
-
     switch (event->type) {
 
     case MX_EVENT_PIECE:
-
-        if (x->ttft == -1) {
-            x->ttft = ngx_current_msec - x->arrived;
-        }
 
         if (!x->stream) {
             return NGX_OK;
@@ -467,8 +360,7 @@ ngx_http_mixtral_pump(ngx_http_mixtral_exchange_t *x)
 
         } else {
             rc = NGX_DECLINED;
-            x->error.retry_after_ms =
-                           ngx_http_mixtral_retry_after(x->engine) * 1000;
+            x->error.retry_after_ms = NGX_HTTP_MIXTRAL_RETRY * 1000;
         }
 
         if (rc == NGX_DECLINED) {
@@ -514,19 +406,6 @@ ngx_http_mixtral_pump(ngx_http_mixtral_exchange_t *x)
 static ngx_uint_t
 ngx_http_mixtral_tick(ngx_http_mixtral_exchange_t *x)
 {
-    ngx_http_mixtral_launched_t  *launched;
-
-    launched = x->engine->launched;
-
-    if (!x->heard && launched != NULL
-        && (launched->status->starts != x->starts
-            || launched->status->state != NGX_HTTP_MIXTRAL_SERVING))
-    {
-        (void) ngx_http_mixtral_unavailable(x);
-        ngx_http_mixtral_fail(x);
-        return 0;
-    }
-
     ngx_add_timer(x->connection->read, NGX_HTTP_MIXTRAL_TICK);
 
     if (!x->stream || x->blocked

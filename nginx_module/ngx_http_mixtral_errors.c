@@ -3,14 +3,15 @@
  * Copyright 2026 the mixtral authors.
  * Licensed under the Apache License, Version 2.0.
  *
- * Errors: the one table of what an engine's status is in HTTP, the shapes in
- * which OpenAI's and Anthropic's clients look for a message, and a filter
+ * Errors: the one table of what an engine's status is in HTTP, the shape in
+ * which OpenAI's clients look for a message, and a filter
  * that gives nginx's own refusals (413, limit_req's 503, access rules) the
  * same shape in locations with mixtral_api: in HTML, clients show nothing.
  */
 
 
 #include "ngx_http_mixtral.h"
+#include "error.h"
 
 
 static ngx_int_t ngx_http_mixtral_header_filter(ngx_http_request_t *r);
@@ -44,29 +45,27 @@ static const struct {
     ngx_uint_t   status;
     const char  *type;          /* OpenAI's */
     const char  *code;          /* NULL: none */
-    const char  *anthropic;
     const char  *message;       /* where nginx itself refuses */
 } ngx_http_mixtral_kinds[] = {
-    { 400, "invalid_request_error", NULL, "invalid_request_error",
+    { 400, "invalid_request_error", NULL,
       "The request is malformed." },
-    { 401, "invalid_request_error", "invalid_api_key", "authentication_error",
-      "Expected a valid API key in \"Authorization: Bearer KEY\" or "
-      "\"x-api-key: KEY\"." },
-    { 403, "permission_error", NULL, "permission_error",
+    { 401, "invalid_request_error", "invalid_api_key",
+      "Access needs credentials." },
+    { 403, "permission_error", NULL,
       "Access is denied." },
-    { 404, "invalid_request_error", NULL, "not_found_error",
+    { 404, "invalid_request_error", NULL,
       "There is nothing here." },
-    { 405, "invalid_request_error", NULL, "invalid_request_error",
+    { 405, "invalid_request_error", NULL,
       "This endpoint does not take that method." },
-    { 408, "invalid_request_error", NULL, "invalid_request_error",
+    { 408, "invalid_request_error", NULL,
       "The request took too long to come." },
-    { 413, "invalid_request_error", "request_too_large", "request_too_large",
+    { 413, "invalid_request_error", "request_too_large",
       "The body is larger than this server takes." },
-    { 429, "rate_limit_error", "rate_limit_exceeded", "rate_limit_error",
+    { 429, "rate_limit_error", "rate_limit_exceeded",
       "There were too many requests." },
-    { 503, "server_error", "unavailable", "overloaded_error",
+    { 503, "server_error", "unavailable",
       "The server is busy, or not ready yet." },
-    { 500, "server_error", NULL, "api_error",
+    { 500, "server_error", NULL,
       "The server failed." },
 };
 
@@ -108,11 +107,13 @@ ngx_http_mixtral_refuse(ngx_http_mixtral_exchange_t *x, mx_status status,
     (void) vsnprintf(x->error.text, sizeof(x->error.text), format, args);
     va_end(args);
 
+    mx_line_clean(x->error.text, 1);
+
     return NGX_DECLINED;
 }
 
 
-ngx_uint_t
+static ngx_uint_t
 ngx_http_mixtral_http_status(const mx_error *error)
 {
     if (error->status == MX_BUSY
@@ -138,17 +139,11 @@ ngx_http_mixtral_http_status(const mx_error *error)
 
 static json_t *
 ngx_http_mixtral_shape(ngx_uint_t status, const char *code, const char *param,
-    const char *message, ngx_uint_t anthropic)
+    const char *message)
 {
     ngx_uint_t  i;
 
     i = ngx_http_mixtral_kind_of(status);
-
-    if (anthropic) {
-        return json_pack("{s:s, s:{s:s, s:s}}", "type", "error", "error",
-                         "type", ngx_http_mixtral_kinds[i].anthropic,
-                         "message", message);
-    }
 
     return json_pack("{s:{s:s, s:s, s:s?, s:s?}}", "error",
                      "message", message,
@@ -159,7 +154,7 @@ ngx_http_mixtral_shape(ngx_uint_t status, const char *code, const char *param,
 
 
 json_t *
-ngx_http_mixtral_error_json(const mx_error *error, ngx_uint_t anthropic)
+ngx_http_mixtral_error_json(const mx_error *error)
 {
     const char  *code;
     ngx_uint_t   status;
@@ -180,24 +175,7 @@ ngx_http_mixtral_error_json(const mx_error *error, ngx_uint_t anthropic)
 
     return ngx_http_mixtral_shape(status, code,
                                   error->field[0] ? error->field : NULL,
-                                  error->text, anthropic);
-}
-
-
-/* message NULL: what there is to say of the status */
-
-json_t *
-ngx_http_mixtral_status_json(ngx_uint_t status, const char *message,
-    ngx_uint_t anthropic)
-{
-    ngx_uint_t  i;
-
-    i = ngx_http_mixtral_kind_of(status);
-
-    return ngx_http_mixtral_shape(status, NULL, NULL,
-                                  message ? message
-                                          : ngx_http_mixtral_kinds[i].message,
-                                  anthropic);
+                                  error->text);
 }
 
 
@@ -222,7 +200,7 @@ ngx_http_mixtral_add_header(ngx_http_request_t *r, const char *name,
 }
 
 
-ngx_int_t
+static ngx_int_t
 ngx_http_mixtral_retry_header(ngx_http_request_t *r, ngx_uint_t seconds)
 {
     u_char  *text;
@@ -241,8 +219,7 @@ ngx_http_mixtral_retry_header(ngx_http_request_t *r, ngx_uint_t seconds)
 /* Before a header is sent; returns what the request is finalized with. */
 
 ngx_int_t
-ngx_http_mixtral_send_error(ngx_http_request_t *r, const mx_error *error,
-    ngx_uint_t anthropic)
+ngx_http_mixtral_send_error(ngx_http_request_t *r, const mx_error *error)
 {
     ngx_uint_t  status;
 
@@ -262,23 +239,7 @@ ngx_http_mixtral_send_error(ngx_http_request_t *r, const mx_error *error,
     }
 
     return ngx_http_mixtral_send_json(r, status,
-                                 ngx_http_mixtral_error_json(error, anthropic));
-}
-
-
-ngx_int_t
-ngx_http_mixtral_send_unauthorized(ngx_http_request_t *r, ngx_uint_t anthropic)
-{
-    if (ngx_http_mixtral_add_header(r, "WWW-Authenticate", "Bearer")
-        != NGX_OK)
-    {
-        return NGX_HTTP_INTERNAL_SERVER_ERROR;
-    }
-
-    return ngx_http_mixtral_send_json(r, NGX_HTTP_UNAUTHORIZED,
-                                      ngx_http_mixtral_status_json(
-                                         NGX_HTTP_UNAUTHORIZED, NULL,
-                                         anthropic));
+                                      ngx_http_mixtral_error_json(error));
 }
 
 
@@ -295,7 +256,7 @@ ngx_http_mixtral_is_refusal(ngx_http_request_t *r)
     }
 
     lcf = ngx_http_get_module_loc_conf(r, ngx_http_mixtral_module);
-    if (!lcf->api) {
+    if (lcf->engine == NULL) {
         return 0;
     }
 
@@ -330,6 +291,7 @@ ngx_http_mixtral_body_filter(ngx_http_request_t *r, ngx_chain_t *in)
     size_t        size;
     json_t       *json;
     ngx_buf_t    *b;
+    ngx_uint_t    i;
     ngx_chain_t  *cl, out;
 
     if (in == NULL || !ngx_http_mixtral_is_refusal(r)) {
@@ -349,7 +311,9 @@ ngx_http_mixtral_body_filter(ngx_http_request_t *r, ngx_chain_t *in)
         return NGX_OK;
     }
 
-    json = ngx_http_mixtral_status_json(r->headers_out.status, NULL, 0);
+    i = ngx_http_mixtral_kind_of(r->headers_out.status);
+    json = ngx_http_mixtral_shape(r->headers_out.status, NULL, NULL,
+                                  ngx_http_mixtral_kinds[i].message);
     text = json ? json_dumps(json, JSON_COMPACT) : NULL;
     json_decref(json);
 

@@ -3,8 +3,7 @@
  * Copyright 2026 the mixtral authors.
  * Licensed under the Apache License, Version 2.0.
  *
- * Content handlers: which api a URI means, who may use it, and the reading
- * of the body.  The client is watched from then on: one that leaves ends the
+ * The content handler: which api a URI means, and the reading of the body.  The client is watched from then on: one that leaves ends the
  * request, also while the engine reads its prompt.
  */
 
@@ -13,7 +12,7 @@
 
 
 static ngx_int_t ngx_http_mixtral_start(ngx_http_request_t *r,
-    const ngx_http_mixtral_api_t *api, const ngx_http_mixtral_key_t *key);
+    const ngx_http_mixtral_api_t *api);
 static void ngx_http_mixtral_body_handler(ngx_http_request_t *r);
 
 
@@ -22,8 +21,6 @@ static const ngx_http_mixtral_api_t  *ngx_http_mixtral_apis[] = {
     &ngx_http_mixtral_completions_api,
     &ngx_http_mixtral_embeddings_api,
     &ngx_http_mixtral_models_api,
-    &ngx_http_mixtral_messages_api,
-    &ngx_http_mixtral_count_tokens_api,
     &ngx_http_mixtral_tokenize_api,
     &ngx_http_mixtral_detokenize_api,
     &ngx_http_mixtral_health_api
@@ -63,12 +60,9 @@ ngx_http_mixtral_find_api(ngx_str_t *uri)
 ngx_int_t
 ngx_http_mixtral_handler(ngx_http_request_t *r)
 {
+    ngx_int_t                      rc;
     ngx_uint_t                     method;
     const ngx_http_mixtral_api_t  *api;
-    const ngx_http_mixtral_key_t  *key;
-    ngx_http_mixtral_loc_conf_t   *lcf;
-
-    lcf = ngx_http_get_module_loc_conf(r, ngx_http_mixtral_module);
 
     api = ngx_http_mixtral_find_api(&r->uri);
     if (api == NULL) {
@@ -76,6 +70,11 @@ ngx_http_mixtral_handler(ngx_http_request_t *r)
     }
 
     if (r->method == NGX_HTTP_OPTIONS) {
+        rc = ngx_http_discard_request_body(r);
+        if (rc != NGX_OK) {
+            return rc;
+        }
+
         if (ngx_http_mixtral_add_header(r, "Allow",
                                         api->method == NGX_HTTP_POST
                                         ? "POST, OPTIONS"
@@ -95,33 +94,13 @@ ngx_http_mixtral_handler(ngx_http_request_t *r)
         return NGX_HTTP_NOT_ALLOWED;
     }
 
-    key = NULL;
-
-    if (lcf->keys != NULL) {
-        key = ngx_http_mixtral_find_key(r, lcf->keys);
-        if (key == NULL) {
-            return NGX_HTTP_UNAUTHORIZED;
-        }
-    }
-
-    return ngx_http_mixtral_start(r, api, key);
-}
-
-
-ngx_int_t
-ngx_http_mixtral_metrics_handler(ngx_http_request_t *r)
-{
-    if (!(r->method & (NGX_HTTP_GET|NGX_HTTP_HEAD))) {
-        return NGX_HTTP_NOT_ALLOWED;
-    }
-
-    return ngx_http_mixtral_start(r, &ngx_http_mixtral_metrics_api, NULL);
+    return ngx_http_mixtral_start(r, api);
 }
 
 
 static ngx_int_t
 ngx_http_mixtral_start(ngx_http_request_t *r,
-    const ngx_http_mixtral_api_t *api, const ngx_http_mixtral_key_t *key)
+    const ngx_http_mixtral_api_t *api)
 {
     u_char                        bytes[16];
     ngx_int_t                     rc;
@@ -148,12 +127,9 @@ ngx_http_mixtral_start(ngx_http_request_t *r,
     x->request = r;
     x->api = api;
     x->engine = lcf->engine;
-    x->key = key;
     x->choices = 1;
     x->created = ngx_time();
-    x->arrived = ngx_current_msec;
     x->spoke = ngx_current_msec;
-    x->ttft = -1;
 
     for (i = 0; i < sizeof(bytes); i++) {
         bytes[i] = (u_char) (ngx_random() >> 7);

@@ -10,6 +10,7 @@
 
 
 #include "ngx_http_mixtral.h"
+#include "error.h"
 
 
 /* What the engine takes, see core/server/wire.h: a value costs memory */
@@ -106,6 +107,7 @@ ngx_http_mixtral_parse_json(const u_char *data, size_t size, mx_error *error)
         ngx_snprintf((u_char *) error->text, sizeof(error->text) - 1,
                      "the body is no JSON: %s (line %d, column %d)", why.text,
                      why.line, why.column);
+        mx_line_clean(error->text, 1);
         return NULL;
     }
 
@@ -315,7 +317,6 @@ ngx_http_mixtral_count(ngx_http_mixtral_exchange_t *x, json_t *result)
     json_t      *model;
     const char  *name;
 
-    x->counted = 1;
     x->prompt_tokens += json_integer_value(json_object_get(result,
                                                            "prompt_tokens"));
     x->prompt_tokens += json_is_integer(json_object_get(result, "tokens"))

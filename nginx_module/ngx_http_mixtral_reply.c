@@ -86,8 +86,7 @@ ngx_http_mixtral_write(ngx_http_mixtral_exchange_t *x, const void *data,
 /* An event with its data, which is released */
 
 ngx_int_t
-ngx_http_mixtral_sse(ngx_http_mixtral_exchange_t *x, const char *event,
-    json_t *data)
+ngx_http_mixtral_sse(ngx_http_mixtral_exchange_t *x, json_t *data)
 {
     char       *text;
     ngx_int_t   rc;
@@ -101,19 +100,9 @@ ngx_http_mixtral_sse(ngx_http_mixtral_exchange_t *x, const char *event,
 
     rc = NGX_OK;
 
-    if (event) {
-        if (ngx_http_mixtral_write(x, "event: ", 7) != NGX_OK
-            || ngx_http_mixtral_write(x, event, ngx_strlen(event)) != NGX_OK
-            || ngx_http_mixtral_write(x, "\n", 1) != NGX_OK)
-        {
-            rc = NGX_ERROR;
-        }
-    }
-
-    if (rc == NGX_OK
-        && (ngx_http_mixtral_write(x, "data: ", 6) != NGX_OK
-            || ngx_http_mixtral_write(x, text, ngx_strlen(text)) != NGX_OK
-            || ngx_http_mixtral_write(x, "\n\n", 2) != NGX_OK))
+    if (ngx_http_mixtral_write(x, "data: ", 6) != NGX_OK
+        || ngx_http_mixtral_write(x, text, ngx_strlen(text)) != NGX_OK
+        || ngx_http_mixtral_write(x, "\n\n", 2) != NGX_OK)
     {
         rc = NGX_ERROR;
     }
@@ -407,13 +396,8 @@ ngx_http_mixtral_finish(ngx_http_mixtral_exchange_t *x)
         return;
     }
 
-    if (api->render) {
-        rc = api->render(x, x->calls[0].result);
-
-    } else {
-        json = api->answer(x);
-        rc = ngx_http_mixtral_send_json(r, NGX_HTTP_OK, json);
-    }
+    json = api->answer(x);
+    rc = ngx_http_mixtral_send_json(r, NGX_HTTP_OK, json);
 
     ngx_http_finalize_request(r, rc);
 }
@@ -432,17 +416,14 @@ ngx_http_mixtral_fail(ngx_http_mixtral_exchange_t *x)
 
     if (!x->header_sent) {
         ngx_http_finalize_request(r,
-                                  ngx_http_mixtral_send_error(r, &x->error,
-                                                        x->api->anthropic));
+                                  ngx_http_mixtral_send_error(r, &x->error));
         return;
     }
 
     ngx_log_error(NGX_LOG_ERR, r->connection->log, 0,
                   "mixtral: a stream ends with an error: %s", x->error.text);
 
-    if (ngx_http_mixtral_sse(x, x->api->anthropic ? "error" : NULL,
-                             ngx_http_mixtral_error_json(&x->error,
-                                                     x->api->anthropic))
+    if (ngx_http_mixtral_sse(x, ngx_http_mixtral_error_json(&x->error))
         != NGX_OK)
     {
         ngx_http_finalize_request(r, NGX_ERROR);
