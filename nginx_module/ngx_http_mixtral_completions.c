@@ -192,7 +192,9 @@ ngx_http_mixtral_object(ngx_http_mixtral_exchange_t *x, const char *prefix,
     json_t      *object, *model;
     const char  *name;
 
-    name = (char *) x->model.data;
+    /* of a stream, all chunks say the same */
+
+    name = x->stream ? NULL : (char *) x->model.data;
 
     if (name == NULL) {
         model = ngx_http_mixtral_field(x->body, "model");

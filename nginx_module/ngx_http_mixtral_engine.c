@@ -8,8 +8,8 @@
  *
  * The client owns the socket; an ngx_connection_t is put around it to have
  * its events.  A timer on the connection looks once a second whether a stream
- * has been silent for long, and sends a comment on it.  It also keeps a worker that is to leave alive until
- * the stream has ended.
+ * has been silent for long, and sends a comment on it.  The timer also keeps a
+ * worker that is to leave alive until the stream has ended.
  *
  * ngx_http_mixtral_pump takes events until there are none, or until the
  * client of the stream is behind.  It may end the request: nobody touches

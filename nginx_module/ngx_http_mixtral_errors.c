@@ -221,12 +221,12 @@ ngx_http_mixtral_retry_header(ngx_http_request_t *r, ngx_uint_t seconds)
 ngx_int_t
 ngx_http_mixtral_send_error(ngx_http_request_t *r, const mx_error *error)
 {
-    ngx_uint_t  status;
+    ngx_uint_t  level, status;
 
     status = ngx_http_mixtral_http_status(error);
+    level = (status < 500) ? NGX_LOG_INFO : NGX_LOG_ERR;
 
-    ngx_log_error(status < 500 ? NGX_LOG_INFO : NGX_LOG_ERR,
-                  r->connection->log, 0, "mixtral: %s: %s",
+    ngx_log_error(level, r->connection->log, 0, "mixtral: %s: %s",
                   mx_status_name(error->status), error->text);
 
     if ((status == NGX_HTTP_TOO_MANY_REQUESTS

@@ -3,8 +3,9 @@
  * Copyright 2026 the mixtral authors.
  * Licensed under the Apache License, Version 2.0.
  *
- * The content handler: which api a URI means, and the reading of the body.  The client is watched from then on: one that leaves ends the
- * request, also while the engine reads its prompt.
+ * The content handler: which api a URI means, and the reading of the body.
+ * The client is watched from then on: one that leaves ends the request, also
+ * while the engine reads its prompt.
  */
 
 
