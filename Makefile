@@ -143,7 +143,8 @@ $(BUILD)/nginx/libclient.a: $(NGINX_CLIENT)
 	@rm -f $@
 	$(AR) rcs $@ $^
 
-$(BUILD)/nginx/objs/Makefile: nginx_module/config $(BUILD)/nginx/libclient.a
+$(BUILD)/nginx/objs/Makefile: nginx_module/config
+	@mkdir -p $(BUILD)/nginx
 	@ln -sfn $(NGINX_TREE)/auto $(BUILD)/nginx/auto
 	@ln -sfn $(NGINX_TREE)/src $(BUILD)/nginx/src
 	cd $(BUILD)/nginx && bash -c '. $(NGINX_TREE)/conf_flags && MIXTRAL_CLIENT=$(abspath $(BUILD))/nginx/libclient.a \

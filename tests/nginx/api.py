@@ -236,7 +236,7 @@ class Suite(unittest.TestCase):
         self.assertEqual(self.error(400, "/detokenize", {"tokens": [-1]})["param"], "tokens")
 
     def test_bodies_in_files_and_in_chunks(self):
-        text = "word " * 1500
+        text = "word " * 500
         body = json.dumps({"content": text}).encode()
         tokens = len(self.get("/tokenize", {"content": text})["tokens"])
         answer = self.get("/v1/completions", {"prompt": text, "max_tokens": 1})
@@ -309,16 +309,16 @@ class Suite(unittest.TestCase):
         self.assertFalse(self.is_idle())
         response.close()
         response.connection.close()
-        self.until(self.is_idle, 5)
+        self.until(self.is_idle, 20)
         # while its prompt is read
         connection = Connection(os.path.join(self.folder, "http.sock"))
         connection.request("POST", "/v1/completions", json.dumps({"prompt": "word " * 5000, "cache": False}))
         self.until(lambda: not self.is_idle())
         connection.close()
-        self.until(self.is_idle, 5)
+        self.until(self.is_idle, 20)
 
     def test_reload_during_a_stream(self):
-        response = self.send("/v1/completions", {"prompt": "One", "stream": True, **LONG, "max_tokens": 200})
+        response = self.send("/v1/completions", {"prompt": "One", "stream": True, **LONG, "max_tokens": 100})
         response.readline()
         self.nginx.send_signal(signal.SIGHUP)
         time.sleep(0.2)
