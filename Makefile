@@ -195,6 +195,9 @@ install: all  ## into $(DESTDIR)$(PREFIX): program, SQLite extension, library an
 	sed 's|@PREFIX@|$(PREFIX)|' core/cli/systemd/mixtral.service > $(BUILD)/mixtral.service
 	install -D -m 644 $(BUILD)/mixtral.service $(DESTDIR)$(PREFIX)/lib/systemd/system/mixtral.service
 
+install-nginx: nginx  ## the module into $(DESTDIR)/usr/lib/nginx/modules, where Debian's nginx looks for it
+	install -D -m 644 $(BUILD)/ngx_http_mixtral_module.so $(DESTDIR)/usr/lib/nginx/modules/ngx_http_mixtral_module.so
+
 uninstall:  ## remove what install put there
 	rm -f $(addprefix $(DESTDIR)$(PREFIX)/,bin/mixtral lib/sqlite3/mixtral.so lib/libmixtral.a include/mx.h \
 	    lib/systemd/system/mixtral.socket lib/systemd/system/mixtral.service)
@@ -242,7 +245,7 @@ fuzz-targets: $(FUZZERS)
 $(BUILD)/fuzz_%: $(OBJ)/tests/fuzz/fuzz_%.o $(LIBRARY)
 	$(CC) $(FLAGS) -fsanitize=fuzzer $(CFLAGS) $(LDFLAGS) -o $@ $^ $(LIBS)
 
-.PHONY: all model demo demo-pg pg nginx check check-asan check-tsan fuzz soak bench install uninstall clean help tests fuzzers \
+.PHONY: all model demo demo-pg pg nginx check check-asan check-tsan fuzz soak bench install install-nginx uninstall clean help tests fuzzers \
         fuzz-targets FORCE
 .SECONDARY:
 .DELETE_ON_ERROR:

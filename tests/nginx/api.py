@@ -317,6 +317,20 @@ class Suite(unittest.TestCase):
         connection.close()
         self.until(self.is_idle, 20)
 
+    def test_a_slow_reader_loses_nothing_and_delays_nobody(self):
+        response = self.send("/v1/completions", {"prompt": "One", "stream": True, **LONG, "max_tokens": 250, "n": 8,
+                                                 "stream_options": {"include_usage": True}})
+        for _ in range(6): # more than the sockets hold is made meanwhile
+            self.get("/v1/completions", {"prompt": "Two", "max_tokens": 4})
+            time.sleep(1)
+        events = response.read().decode().strip().split("\n\n")
+        self.assertGreater(sum(map(len, events)), 400000)
+        self.assertEqual(events[-1], "data: [DONE]")
+        self.assertEqual(json.loads(events[-2].removeprefix("data: "))["usage"]["completion_tokens"], 8 * 250)
+        chunks = [json.loads(event.removeprefix("data: ")) for event in events[:-2]]
+        texts = {"".join(c["choices"][0]["text"] for c in chunks if c["choices"][0]["index"] == i) for i in range(8)}
+        self.assertEqual(len(texts), 1) # all choices are greedy
+
     def test_reload_during_a_stream(self):
         response = self.send("/v1/completions", {"prompt": "One", "stream": True, **LONG, "max_tokens": 100})
         response.readline()
