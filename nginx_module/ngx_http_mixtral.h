@@ -61,7 +61,7 @@ typedef struct {
 
 
 /*
- * Every function but `parse` may be NULL, where there is nothing to do.  They
+ * The functions of a stream are NULL where there are no streams.  All
  * return NGX_OK, NGX_DECLINED after an error for the client has been put
  * into the exchange (ngx_http_mixtral_refuse), or NGX_ERROR.
  */
