@@ -128,9 +128,37 @@ pg:  ## install PostgreSQL if it is missing, and build the extension; `make -C p
 demo-pg: pg  ## the demo in psql, on a temporary PostgreSQL cluster
 	@MODEL='$(MODEL)' tests/demo/run_pg
 
+# nginx's own build, in a copy of the tree that Debian's nginx-dev brings, with the flags of its nginx: the module
+# is for that version. Of the engine only the client's half is linked in.
+NGINX_TREE   := /usr/share/nginx/src
+NGINX_SOURCE := $(wildcard nginx_module/*)
+NGINX_CLIENT := $(addprefix $(OBJ)/core/,server/client.o server/wire.o server/json_parse.o error.o)
+
+nginx: all  ## install nginx and its headers if they are missing, and build build/ngx_http_mixtral_module.so
+	@tests/install.sh demo nginx
+	@$(SUBMAKE) $(BUILD)/ngx_http_mixtral_module.so
+
+$(BUILD)/nginx/libclient.a: $(NGINX_CLIENT)
+	@mkdir -p $(@D)
+	@rm -f $@
+	$(AR) rcs $@ $^
+
+$(BUILD)/nginx/objs/Makefile: nginx_module/config
+	@mkdir -p $(BUILD)/nginx
+	@ln -sfn $(NGINX_TREE)/auto $(BUILD)/nginx/auto
+	@ln -sfn $(NGINX_TREE)/src $(BUILD)/nginx/src
+	cd $(BUILD)/nginx && bash -c '. $(NGINX_TREE)/conf_flags && MIXTRAL_CLIENT=$(abspath $(BUILD))/nginx/libclient.a \
+	    sh $(NGINX_TREE)/configure "$${NGX_CONF_FLAGS[@]}" --builddir=objs --with-cc="$(CC)" --with-cc-opt="$(CFLAGS)" \
+	    --add-dynamic-module=$(CURDIR)/nginx_module' > $(abspath $(BUILD))/nginx/configure.log
+
+$(BUILD)/ngx_http_mixtral_module.so: $(BUILD)/nginx/objs/Makefile $(NGINX_SOURCE) core/mx.h $(BUILD)/nginx/libclient.a
+	@rm -f $(BUILD)/nginx/objs/ngx_http_mixtral_module.so
+	@$(MAKE) -C $(BUILD)/nginx -f objs/Makefile modules
+	cp $(BUILD)/nginx/objs/ngx_http_mixtral_module.so $@
+
 check:  ## install what is missing, build, and run every test
-	@tests/install.sh demo check pg
-	@$(SUBMAKE) all tests fuzzers
+	@tests/install.sh demo check pg nginx
+	@$(SUBMAKE) all tests fuzzers $(BUILD)/ngx_http_mixtral_module.so
 	@$(MAKE) -C pg_extension
 	@BUILD='$(BUILD)' tests/run
 
@@ -166,6 +194,9 @@ install: all  ## into $(DESTDIR)$(PREFIX): program, SQLite extension, library an
 	install -D -m 644 core/cli/systemd/mixtral.socket $(DESTDIR)$(PREFIX)/lib/systemd/system/mixtral.socket
 	sed 's|@PREFIX@|$(PREFIX)|' core/cli/systemd/mixtral.service > $(BUILD)/mixtral.service
 	install -D -m 644 $(BUILD)/mixtral.service $(DESTDIR)$(PREFIX)/lib/systemd/system/mixtral.service
+
+install-nginx: nginx  ## the module into $(DESTDIR)/usr/lib/nginx/modules, where Debian's nginx looks for it
+	install -D -m 644 $(BUILD)/ngx_http_mixtral_module.so $(DESTDIR)/usr/lib/nginx/modules/ngx_http_mixtral_module.so
 
 uninstall:  ## remove what install put there
 	rm -f $(addprefix $(DESTDIR)$(PREFIX)/,bin/mixtral lib/sqlite3/mixtral.so lib/libmixtral.a include/mx.h \
@@ -214,7 +245,7 @@ fuzz-targets: $(FUZZERS)
 $(BUILD)/fuzz_%: $(OBJ)/tests/fuzz/fuzz_%.o $(LIBRARY)
 	$(CC) $(FLAGS) -fsanitize=fuzzer $(CFLAGS) $(LDFLAGS) -o $@ $^ $(LIBS)
 
-.PHONY: all model demo demo-pg pg check check-asan check-tsan fuzz soak bench install uninstall clean help tests fuzzers \
+.PHONY: all model demo demo-pg pg nginx check check-asan check-tsan fuzz soak bench install install-nginx uninstall clean help tests fuzzers \
         fuzz-targets FORCE
 .SECONDARY:
 .DELETE_ON_ERROR:

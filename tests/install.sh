@@ -1,7 +1,8 @@
 #!/bin/sh
 # Installs the Debian packages that are missing, and says which.
 #
-#   tests/install.sh demo [check] [pg]   what building and the demo need; what the tests need besides; and a PostgreSQL server
+#   tests/install.sh demo [check] [pg] [nginx]   what building and the demo need; what the tests need besides; a PostgreSQL
+#                                           server; nginx with its headers, and curl
 #   tests/install.sh --headers      installs nothing: names the package of each header that $CC does not find
 #
 # Root or sudo is needed only if something is missing. A command counts as there wherever it came from: another
@@ -14,6 +15,7 @@ demo_commands='gcc=gcc sqlite3=sqlite3 python3=python3 pip3=python3-pip'
 demo_libraries='libc6-dev libsodium-dev libjansson-dev libpcre2-dev libsqlite3-dev ca-certificates'
 check_commands='clang=clang g++=g++ valgrind=valgrind node=nodejs npm=npm'
 check_libraries='libcmocka-dev libclang-rt-dev libsimde-dev'
+nginx_libraries='nginx nginx-dev curl'
 # Any version from 14 to 18 will do, if it is there with its headers; else Debian 12's.
 pg_libraries=
 for pgxs in /usr/lib/postgresql/*/lib/pgxs; do
@@ -54,7 +56,8 @@ for need in "$@"; do
     demo) commands="$commands $demo_commands" libraries="$libraries $demo_libraries" ;;
     check) commands="$commands $check_commands" libraries="$libraries $check_libraries" ;;
     pg) libraries="$libraries $pg_libraries" ;;
-    *) echo "usage: $0 demo [check] [pg] | --headers" >&2; exit 1 ;;
+    nginx) libraries="$libraries $nginx_libraries" ;;
+    *) echo "usage: $0 demo [check] [pg] [nginx] | --headers" >&2; exit 1 ;;
     esac
 done
 

@@ -1,0 +1,191 @@
+
+/*
+ * Copyright 2026 the mixtral authors.
+ * Licensed under the Apache License, Version 2.0.
+ *
+ * What the files of the module share.
+ *
+ * A request of a client is an exchange: its body becomes one or more calls
+ * of the engine, over a connection of its own, and what the engine says
+ * becomes the answer.  An exchange lives in the request's pool; its cleanup
+ * handler, which runs however the request ends, closes the connection, and
+ * with that cancels the calls.
+ *
+ * An api is how an exchange looks from outside: a row of functions that turn
+ * a body into calls, and events into an answer.
+ */
+
+
+#ifndef _NGX_HTTP_MIXTRAL_H_INCLUDED_
+#define _NGX_HTTP_MIXTRAL_H_INCLUDED_
+
+
+#include <ngx_config.h>
+#include <ngx_core.h>
+#include <ngx_http.h>
+
+#include <jansson.h>
+#include <poll.h>
+
+#include "mx.h"
+
+
+typedef struct ngx_http_mixtral_exchange_s  ngx_http_mixtral_exchange_t;
+typedef struct ngx_http_mixtral_api_s       ngx_http_mixtral_api_t;
+
+
+/* mixtral_engine */
+typedef struct {
+    ngx_str_t                 name;
+    char                     *path;         /* of its socket */
+} ngx_http_mixtral_engine_t;
+
+
+typedef struct {
+    ngx_array_t               engines;      /* of ngx_http_mixtral_engine_t * */
+} ngx_http_mixtral_main_conf_t;
+
+
+typedef struct {
+    ngx_http_mixtral_engine_t  *engine;     /* NULL: no mixtral_api here */
+    ngx_flag_t                  open;       /* mixtral_keys off */
+} ngx_http_mixtral_loc_conf_t;
+
+
+/* A call of the engine, and what came back */
+typedef struct {
+    json_t                   *request;      /* until it is sent */
+    uint32_t                  id;           /* 0: not sent yet */
+    json_t                   *result;
+} ngx_http_mixtral_call_t;
+
+
+/*
+ * The functions of a stream are NULL where there are no streams.  All
+ * return NGX_OK, NGX_DECLINED after an error for the client has been put
+ * into the exchange (ngx_http_mixtral_refuse), or NGX_ERROR.
+ */
+struct ngx_http_mixtral_api_s {
+    ngx_str_t     path;                     /* the end of the URI */
+    ngx_uint_t    method;
+
+    /* the body becomes calls; x->body is NULL for GET */
+    ngx_int_t   (*parse)(ngx_http_mixtral_exchange_t *x);
+
+    /* of a stream: before the first piece, a piece, and the last chunks */
+    ngx_int_t   (*begin)(ngx_http_mixtral_exchange_t *x);
+    ngx_int_t   (*piece)(ngx_http_mixtral_exchange_t *x, ngx_uint_t index,
+                         const mx_event *event);
+    ngx_int_t   (*end)(ngx_http_mixtral_exchange_t *x);
+
+    /* the answer in one, of all calls' results; NULL: out of memory */
+    json_t     *(*answer)(ngx_http_mixtral_exchange_t *x);
+};
+
+
+struct ngx_http_mixtral_exchange_s {
+    ngx_http_request_t             *request;
+    const ngx_http_mixtral_api_t   *api;
+    ngx_http_mixtral_engine_t      *engine;
+
+    mx_client                      *client;
+    ngx_connection_t               *connection;   /* around client's socket */
+
+    json_t                         *body;
+    ngx_http_mixtral_call_t        *calls;
+    ngx_uint_t                      ncalls;
+    ngx_uint_t                      nsent;
+    ngx_uint_t                      ndone;
+    ngx_uint_t                      choices;      /* of a call */
+
+    ngx_chain_t                    *out;
+    ngx_chain_t                    *tail;         /* of out */
+    ngx_chain_t                    *free;
+    ngx_chain_t                    *busy;
+
+    u_char                          id[33];       /* random, in hex */
+    time_t                          created;
+    ngx_msec_t                      spoke;        /* last byte to the client */
+
+    ngx_str_t                       model;        /* data NULL: not known */
+    ngx_uint_t                      prompt_tokens;
+    ngx_uint_t                      cached_tokens;
+    ngx_uint_t                      completion_tokens;
+
+    mx_error                        error;        /* for the client */
+
+    unsigned                        stream:1;
+    unsigned                        include_usage:1;
+    unsigned                        timings:1;
+    unsigned                        base64:1;
+    unsigned                        header_sent:1;
+    unsigned                        begun:1;
+    unsigned                        blocked:1;    /* the client reads slowly */
+    unsigned                        replied:1;    /* the filters let it pass */
+};
+
+
+/* module */
+extern ngx_module_t  ngx_http_mixtral_module;
+
+/* handler */
+ngx_int_t ngx_http_mixtral_handler(ngx_http_request_t *r);
+
+/* engine: the connection of an exchange */
+ngx_int_t ngx_http_mixtral_connect(ngx_http_mixtral_exchange_t *x);
+void ngx_http_mixtral_pump(ngx_http_mixtral_exchange_t *x);
+void ngx_http_mixtral_cleanup(void *data);
+void ngx_http_mixtral_destroy(void *data);
+ngx_int_t ngx_http_mixtral_calls(ngx_http_mixtral_exchange_t *x, ngx_uint_t n);
+json_t *ngx_http_mixtral_call(ngx_http_mixtral_exchange_t *x, ngx_uint_t index,
+    const char *op);
+
+/* reply */
+ngx_int_t ngx_http_mixtral_write(ngx_http_mixtral_exchange_t *x,
+    const void *data, size_t size);
+ngx_int_t ngx_http_mixtral_sse(ngx_http_mixtral_exchange_t *x, json_t *data);
+ngx_int_t ngx_http_mixtral_flush(ngx_http_mixtral_exchange_t *x);
+ngx_int_t ngx_http_mixtral_stream_header(ngx_http_mixtral_exchange_t *x);
+void ngx_http_mixtral_finish(ngx_http_mixtral_exchange_t *x);
+void ngx_http_mixtral_fail(ngx_http_mixtral_exchange_t *x);
+ngx_int_t ngx_http_mixtral_send_json(ngx_http_request_t *r, ngx_uint_t status,
+    json_t *json);
+ngx_int_t ngx_http_mixtral_send(ngx_http_request_t *r, ngx_uint_t status,
+    const char *type, u_char *data, size_t size);
+void ngx_http_mixtral_write_handler(ngx_http_request_t *r);
+
+/* errors */
+ngx_int_t ngx_http_mixtral_refuse(ngx_http_mixtral_exchange_t *x,
+    mx_status status, const char *field, const char *format, ...)
+    __attribute__((format(printf, 4, 5)));
+json_t *ngx_http_mixtral_error_json(const mx_error *error);
+ngx_int_t ngx_http_mixtral_send_error(ngx_http_request_t *r,
+    const mx_error *error);
+ngx_int_t ngx_http_mixtral_add_header(ngx_http_request_t *r, const char *name,
+    const char *value);
+ngx_int_t ngx_http_mixtral_filter_init(ngx_conf_t *cf);
+
+/* JSON */
+json_t *ngx_http_mixtral_parse_json(const u_char *data, size_t size,
+    mx_error *error);
+ngx_int_t ngx_http_mixtral_read_body(ngx_http_request_t *r, ngx_str_t *body);
+json_t *ngx_http_mixtral_field(const json_t *object, const char *name);
+ngx_int_t ngx_http_mixtral_flag(ngx_http_mixtral_exchange_t *x,
+    const json_t *object, const char *name, ngx_uint_t *value);
+const char *ngx_http_mixtral_kind(const json_t *value);
+ngx_int_t ngx_http_mixtral_copy(ngx_http_mixtral_exchange_t *x,
+    json_t *options, const char *from, const char *to);
+ngx_int_t ngx_http_mixtral_text(ngx_http_mixtral_exchange_t *x,
+    const char *field, json_t *content, json_t **text);
+void ngx_http_mixtral_count(ngx_http_mixtral_exchange_t *x, json_t *result);
+
+/* apis */
+extern const ngx_http_mixtral_api_t  ngx_http_mixtral_chat_api;
+extern const ngx_http_mixtral_api_t  ngx_http_mixtral_completions_api;
+extern const ngx_http_mixtral_api_t  ngx_http_mixtral_embeddings_api;
+extern const ngx_http_mixtral_api_t  ngx_http_mixtral_models_api;
+extern const ngx_http_mixtral_api_t  ngx_http_mixtral_tokenize_api;
+extern const ngx_http_mixtral_api_t  ngx_http_mixtral_detokenize_api;
+extern const ngx_http_mixtral_api_t  ngx_http_mixtral_health_api;
+
+#endif /* _NGX_HTTP_MIXTRAL_H_INCLUDED_ */

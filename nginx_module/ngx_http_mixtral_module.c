@@ -1,0 +1,272 @@
+
+/*
+ * Copyright 2026 the mixtral authors.
+ * Licensed under the Apache License, Version 2.0.
+ *
+ * The module and its directives:
+ *
+ *     mixtral_engine   NAME unix:PATH;    `mixtral serve --socket PATH`
+ *     mixtral_api      NAME;    the API's endpoints, in a location
+ *     mixtral_keys     off;     they are open to everybody who gets there
+ */
+
+
+#include "ngx_http_mixtral.h"
+
+
+#define NGX_HTTP_MIXTRAL_BODY  (32 * 1024 * 1024)
+
+
+static void *ngx_http_mixtral_create_main_conf(ngx_conf_t *cf);
+static void *ngx_http_mixtral_create_loc_conf(ngx_conf_t *cf);
+static char *ngx_http_mixtral_merge_loc_conf(ngx_conf_t *cf, void *parent,
+    void *child);
+static char *ngx_http_mixtral_engine(ngx_conf_t *cf, ngx_command_t *cmd,
+    void *conf);
+static char *ngx_http_mixtral_location(ngx_conf_t *cf, ngx_command_t *cmd,
+    void *conf);
+
+
+static ngx_conf_enum_t  ngx_http_mixtral_keys[] = {
+    { ngx_string("off"), 1 },
+    { ngx_null_string, 0 }
+};
+
+
+static ngx_command_t  ngx_http_mixtral_commands[] = {
+
+    { ngx_string("mixtral_engine"),
+      NGX_HTTP_MAIN_CONF|NGX_CONF_TAKE2,
+      ngx_http_mixtral_engine,
+      NGX_HTTP_MAIN_CONF_OFFSET,
+      0,
+      NULL },
+
+    { ngx_string("mixtral_api"),
+      NGX_HTTP_LOC_CONF|NGX_CONF_TAKE1,
+      ngx_http_mixtral_location,
+      NGX_HTTP_LOC_CONF_OFFSET,
+      0,
+      NULL },
+
+    { ngx_string("mixtral_keys"),
+      NGX_HTTP_MAIN_CONF|NGX_HTTP_SRV_CONF|NGX_HTTP_LOC_CONF|NGX_CONF_TAKE1,
+      ngx_conf_set_enum_slot,
+      NGX_HTTP_LOC_CONF_OFFSET,
+      offsetof(ngx_http_mixtral_loc_conf_t, open),
+      &ngx_http_mixtral_keys },
+
+      ngx_null_command
+};
+
+
+static ngx_http_module_t  ngx_http_mixtral_module_ctx = {
+    NULL,                                  /* preconfiguration */
+    ngx_http_mixtral_filter_init,          /* postconfiguration */
+
+    ngx_http_mixtral_create_main_conf,     /* create main configuration */
+    NULL,                                  /* init main configuration */
+
+    NULL,                                  /* create server configuration */
+    NULL,                                  /* merge server configuration */
+
+    ngx_http_mixtral_create_loc_conf,      /* create location configuration */
+    ngx_http_mixtral_merge_loc_conf        /* merge location configuration */
+};
+
+
+ngx_module_t  ngx_http_mixtral_module = {
+    NGX_MODULE_V1,
+    &ngx_http_mixtral_module_ctx,          /* module context */
+    ngx_http_mixtral_commands,             /* module directives */
+    NGX_HTTP_MODULE,                       /* module type */
+    NULL,                                  /* init master */
+    NULL,                                  /* init module */
+    NULL,                                  /* init process */
+    NULL,                                  /* init thread */
+    NULL,                                  /* exit thread */
+    NULL,                                  /* exit process */
+    NULL,                                  /* exit master */
+    NGX_MODULE_V1_PADDING
+};
+
+
+static void *
+ngx_http_mixtral_create_main_conf(ngx_conf_t *cf)
+{
+    ngx_http_mixtral_main_conf_t  *mcf;
+
+    mcf = ngx_pcalloc(cf->pool, sizeof(ngx_http_mixtral_main_conf_t));
+    if (mcf == NULL) {
+        return NULL;
+    }
+
+    if (ngx_array_init(&mcf->engines, cf->pool, 2,
+                       sizeof(ngx_http_mixtral_engine_t *))
+        != NGX_OK)
+    {
+        return NULL;
+    }
+
+    return mcf;
+}
+
+
+static void *
+ngx_http_mixtral_create_loc_conf(ngx_conf_t *cf)
+{
+    ngx_http_mixtral_loc_conf_t  *conf;
+
+    conf = ngx_pcalloc(cf->pool, sizeof(ngx_http_mixtral_loc_conf_t));
+    if (conf == NULL) {
+        return NULL;
+    }
+
+    conf->open = NGX_CONF_UNSET;
+
+    return conf;
+}
+
+
+static char *
+ngx_http_mixtral_merge_loc_conf(ngx_conf_t *cf, void *parent, void *child)
+{
+    ngx_http_mixtral_loc_conf_t  *prev = parent;
+    ngx_http_mixtral_loc_conf_t  *conf = child;
+    ngx_http_core_loc_conf_t     *clcf;
+
+    ngx_conf_merge_value(conf->open, prev->open, 0);
+
+    if (conf->engine == NULL) {
+        return NGX_CONF_OK;
+    }
+
+    clcf = ngx_http_conf_get_module_loc_conf(cf, ngx_http_core_module);
+
+    if (!conf->open) {
+        ngx_log_error(NGX_LOG_EMERG, cf->log, 0,
+                      "location \"%V\" has \"mixtral_api\" and no "
+                      "\"mixtral_keys off\", which says that the API is open "
+                      "to everybody who gets there", &clcf->name);
+        return NGX_CONF_ERROR;
+    }
+
+    /*
+     * nginx's default, which prompts with documents in them exceed.  It
+     * cannot be told from an explicit 1m.
+     */
+
+    if (clcf->client_max_body_size == 1024 * 1024) {
+        clcf->client_max_body_size = NGX_HTTP_MIXTRAL_BODY;
+    }
+
+    return NGX_CONF_OK;
+}
+
+
+static ngx_http_mixtral_engine_t *
+ngx_http_mixtral_find_engine(ngx_conf_t *cf, ngx_str_t *name)
+{
+    ngx_uint_t                      i;
+    ngx_http_mixtral_engine_t     **engine;
+    ngx_http_mixtral_main_conf_t   *mcf;
+
+    mcf = ngx_http_conf_get_module_main_conf(cf, ngx_http_mixtral_module);
+
+    engine = mcf->engines.elts;
+
+    for (i = 0; i < mcf->engines.nelts; i++) {
+        if (engine[i]->name.len == name->len
+            && ngx_strncmp(engine[i]->name.data, name->data, name->len) == 0)
+        {
+            return engine[i];
+        }
+    }
+
+    return NULL;
+}
+
+
+static char *
+ngx_http_mixtral_engine(ngx_conf_t *cf, ngx_command_t *cmd, void *conf)
+{
+    ngx_http_mixtral_main_conf_t  *mcf = conf;
+
+    ngx_str_t                   *value;
+    ngx_uint_t                   i;
+    ngx_http_mixtral_engine_t   *engine, **slot;
+
+    value = cf->args->elts;
+
+    if (ngx_http_mixtral_find_engine(cf, &value[1]) != NULL) {
+        ngx_conf_log_error(NGX_LOG_EMERG, cf, 0,
+                           "duplicate engine \"%V\"", &value[1]);
+        return NGX_CONF_ERROR;
+    }
+
+    for (i = 0; i < value[1].len; i++) {
+        if (!isalnum(value[1].data[i]) && value[1].data[i] != '_'
+            && value[1].data[i] != '-')
+        {
+            break;
+        }
+    }
+
+    if (i < value[1].len || value[1].len == 0 || value[1].len > 32) {
+        ngx_conf_log_error(NGX_LOG_EMERG, cf, 0,
+                           "invalid engine name \"%V\": expected 1 to 32 "
+                           "letters, digits, \"_\" and \"-\"", &value[1]);
+        return NGX_CONF_ERROR;
+    }
+
+    engine = ngx_pcalloc(cf->pool, sizeof(ngx_http_mixtral_engine_t));
+    slot = ngx_array_push(&mcf->engines);
+    if (engine == NULL || slot == NULL) {
+        return NGX_CONF_ERROR;
+    }
+
+    *slot = engine;
+    engine->name = value[1];
+
+    if (ngx_strncmp(value[2].data, "unix:", 5) != 0
+        || value[2].len == 5 || value[2].len - 5 > 107)
+    {
+        ngx_conf_log_error(NGX_LOG_EMERG, cf, 0,
+                           "invalid engine \"%V\": expected \"unix:\" and a "
+                           "path of 1 to 107 bytes", &value[2]);
+        return NGX_CONF_ERROR;
+    }
+
+    engine->path = (char *) value[2].data + 5;
+
+    return NGX_CONF_OK;
+}
+
+
+static char *
+ngx_http_mixtral_location(ngx_conf_t *cf, ngx_command_t *cmd, void *conf)
+{
+    ngx_http_mixtral_loc_conf_t  *lcf = conf;
+
+    ngx_str_t                 *value;
+    ngx_http_core_loc_conf_t  *clcf;
+
+    value = cf->args->elts;
+
+    if (lcf->engine != NULL) {
+        return "is duplicate";
+    }
+
+    lcf->engine = ngx_http_mixtral_find_engine(cf, &value[1]);
+    if (lcf->engine == NULL) {
+        ngx_conf_log_error(NGX_LOG_EMERG, cf, 0,
+                           "there is no \"mixtral_engine\" named \"%V\" "
+                           "before this", &value[1]);
+        return NGX_CONF_ERROR;
+    }
+
+    clcf = ngx_http_conf_get_module_loc_conf(cf, ngx_http_core_module);
+    clcf->handler = ngx_http_mixtral_handler;
+
+    return NGX_CONF_OK;
+}
