@@ -593,7 +593,7 @@ static void draining_waits_for_readers(void **state)
 {
     mx_engine *engine = open_engine();
     mx_client *client = open_client(engine);
-    size_t bytes = (size_t)1 << 20;
+    size_t bytes = (size_t)100 << 10;
     char *text = malloc(bytes);
     int waiting = 0;
     mx_event event;
