@@ -717,7 +717,8 @@ static bool run_step(mx_scheduler *s)
     return true;
 }
 
-/* Until something happens or the next request runs out of time. */
+/* Until something happens or the next request runs out of time. The close may have roused the
+ * thread just before it looked for what is new: hence `stopping`. */
 static void rest(mx_scheduler *s)
 {
     int64_t until = INT64_MAX;
@@ -728,7 +729,7 @@ static void rest(mx_scheduler *s)
             until = r->deadline_ns;
     t = (struct timespec){.tv_sec = until / 1000000000, .tv_nsec = until % 1000000000};
     pthread_mutex_lock(&s->lock);
-    while (!s->roused && mx_now_ns() < until)
+    while (!s->roused && !atomic_load(&s->stopping) && mx_now_ns() < until)
         if (until == INT64_MAX)
             pthread_cond_wait(&s->rouse, &s->lock);
         else

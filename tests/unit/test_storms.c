@@ -171,6 +171,38 @@ static void a_scheduler_ends_each_request_once(void **state)
     print_message("%d storms\n", rounds);
 }
 
+static bool has_ended(listener *l)
+{
+    pthread_mutex_lock(&l->lock);
+    bool ended = l->ended;
+    pthread_mutex_unlock(&l->lock);
+    return ended;
+}
+
+/* Closing comes at every moment of the thread's way from an answer to its rest; SIGALRM ends a close that does not return. */
+static void a_scheduler_is_closed_at_any_moment(void **state)
+{
+    request *r = new_request(3, 1, 1);
+    (void)state;
+
+    alarm(PATIENCE_MS / 1000);
+    for (int i = 0; i < 3000; i++) {
+        mx_scheduler *s = open_scheduler(roomy);
+        listener *l = new_listener();
+
+        submit(s, r, l);
+        while (i % 4 > 0 && !has_ended(l)) /* or before there is an answer */
+            sched_yield();
+        for (volatile int spin = 0; spin < i % 64 * 16; spin++)
+            continue;
+        mx_scheduler_close(s);
+        assert_true(l->ended);
+        free_listener(l);
+    }
+    alarm(0);
+    free(r);
+}
+
 /* ---- Engines over their sockets -------------------------------------------------------------------------*/
 
 #define PEERS 6
@@ -387,6 +419,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_scheduler_ends_each_request_once),
+        cmocka_unit_test(a_scheduler_is_closed_at_any_moment),
         cmocka_unit_test(an_engine_ends_each_request_once),
         cmocka_unit_test(an_engine_that_is_closed_ends_each_request_once),
     };
