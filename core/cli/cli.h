@@ -19,6 +19,7 @@ int mx_cmd_logits(int argc, char **argv);
 int mx_cmd_bench(int argc, char **argv);
 int mx_cmd_synth(int argc, char **argv);
 int mx_cmd_serve(int argc, char **argv);
+int mx_cmd_key(int argc, char **argv);
 
 /* Prints "mixtral: ..." and a newline to standard error; returns 1. */
 int mx_cli_fail(const char *format, ...) __attribute__((format(printf, 1, 2)));

@@ -22,6 +22,7 @@ static const struct {
     {"logits", mx_cmd_logits, "MODEL --tokens FILE --out FILE", "the raw output for given ids"},
     {"bench", mx_cmd_bench, "MODEL [--threads N] [--prompt N] [--tokens N] [--json]", "tokens per second"},
     {"serve", mx_cmd_serve, "--model MODEL --socket PATH [OPTIONS]", "an engine for other processes, at a unix socket"},
+    {"key", mx_cmd_key, "new FILE | list FILE | revoke FILE NAME", "API keys, for servers that ask for them"},
     {"synth", mx_cmd_synth, "FILE [GEOMETRY]", "a model of random weights, for measuring"},
 };
 
@@ -103,7 +104,9 @@ static int help(void)
            "  --stall-timeout-ms N                                      for readers that take nothing (60,000)\n"
            "  --socket-mode 0660 --allow-uid N                          who may connect; who may name a tenant besides\n"
            "  --listen-fd N ... --lifeline-fd N                         inherited: sockets that listen; its end is ours\n"
-           "  --grace-ms N                                              for what runs, after SIGTERM (10,000)\n");
+           "  --grace-ms N                                              for what runs, after SIGTERM (10,000)\n"
+           "Options of key new:\n"
+           "  --name NAME --requests N --tokens-per-minute N            at a time, and read and made; 0: no limit\n");
     return 0;
 }
 
