@@ -132,7 +132,7 @@ demo-pg: pg  ## the demo in psql, on a temporary PostgreSQL cluster
 # is for that version. Of the engine only the client's half is linked in.
 NGINX_TREE   := /usr/share/nginx/src
 NGINX_SOURCE := $(wildcard nginx_module/*)
-NGINX_CLIENT := $(addprefix $(OBJ)/core/,server/client.o server/wire.o server/json_parse.o error.o)
+NGINX_CLIENT := $(addprefix $(OBJ)/core/,server/client.o server/wire.o server/json_parse.o server/keys.o error.o)
 
 nginx: all  ## install nginx and its headers if they are missing, and build build/ngx_http_mixtral_module.so
 	@tests/install.sh demo nginx
@@ -151,7 +151,7 @@ $(BUILD)/nginx/objs/Makefile: nginx_module/config
 	    sh $(NGINX_TREE)/configure "$${NGX_CONF_FLAGS[@]}" --builddir=objs --with-cc="$(CC)" --with-cc-opt="$(CFLAGS)" \
 	    --add-dynamic-module=$(CURDIR)/nginx_module' > $(abspath $(BUILD))/nginx/configure.log
 
-$(BUILD)/ngx_http_mixtral_module.so: $(BUILD)/nginx/objs/Makefile $(NGINX_SOURCE) core/mx.h $(BUILD)/nginx/libclient.a
+$(BUILD)/ngx_http_mixtral_module.so: $(BUILD)/nginx/objs/Makefile $(NGINX_SOURCE) core/mx.h core/server/keys.h $(BUILD)/nginx/libclient.a
 	@rm -f $(BUILD)/nginx/objs/ngx_http_mixtral_module.so
 	@$(MAKE) -C $(BUILD)/nginx -f objs/Makefile modules
 	cp $(BUILD)/nginx/objs/ngx_http_mixtral_module.so $@

@@ -26,8 +26,10 @@
 
 #include <jansson.h>
 #include <poll.h>
+#include <sodium.h>
 
 #include "mx.h"
+#include "server/keys.h"
 
 
 typedef struct ngx_http_mixtral_exchange_s  ngx_http_mixtral_exchange_t;
@@ -43,12 +45,13 @@ typedef struct {
 
 typedef struct {
     ngx_array_t               engines;      /* of ngx_http_mixtral_engine_t * */
+    ngx_array_t               key_files;    /* of mixtral_keys */
 } ngx_http_mixtral_main_conf_t;
 
 
 typedef struct {
     ngx_http_mixtral_engine_t  *engine;     /* NULL: no mixtral_api here */
-    ngx_flag_t                  open;       /* mixtral_keys off */
+    mx_keys                    *keys;       /* NULL: mixtral_keys off */
 } ngx_http_mixtral_loc_conf_t;
 
 
@@ -87,6 +90,7 @@ struct ngx_http_mixtral_exchange_s {
     ngx_http_request_t             *request;
     const ngx_http_mixtral_api_t   *api;
     ngx_http_mixtral_engine_t      *engine;
+    const mx_key                   *key;          /* NULL: none is asked for */
 
     mx_client                      *client;
     ngx_connection_t               *connection;   /* around client's socket */
@@ -178,6 +182,16 @@ ngx_int_t ngx_http_mixtral_copy(ngx_http_mixtral_exchange_t *x,
 ngx_int_t ngx_http_mixtral_text(ngx_http_mixtral_exchange_t *x,
     const char *field, json_t *content, json_t **text);
 void ngx_http_mixtral_count(ngx_http_mixtral_exchange_t *x, json_t *result);
+
+/* keys */
+char *ngx_http_mixtral_set_keys(ngx_conf_t *cf, ngx_command_t *cmd,
+    void *conf);
+const mx_key *ngx_http_mixtral_find_key(ngx_http_request_t *r);
+ngx_uint_t ngx_http_mixtral_allowed(ngx_http_request_t *r, const mx_key **key);
+ngx_int_t ngx_http_mixtral_unauthorized(ngx_http_request_t *r);
+ngx_int_t ngx_http_mixtral_add_tenant(ngx_http_mixtral_exchange_t *x,
+    json_t *options);
+void ngx_http_mixtral_check_trust(ngx_http_mixtral_exchange_t *x);
 
 /* apis */
 extern const ngx_http_mixtral_api_t  ngx_http_mixtral_chat_api;

@@ -64,7 +64,29 @@ ngx_http_mixtral_call(ngx_http_mixtral_exchange_t *x, ngx_uint_t index,
         return NULL;
     }
 
+    /* what asks for nothing but facts needs no tenant */
+
+    if (ngx_strcmp(op, "models") != 0
+        && ngx_http_mixtral_add_tenant(x, options) != NGX_OK)
+    {
+        return NULL;
+    }
+
     return options;
+}
+
+
+/* How many calls may be under way: no more than the key's own limit, which
+ * the calls of one request are not to exceed by themselves */
+
+static ngx_uint_t
+ngx_http_mixtral_window(ngx_http_mixtral_exchange_t *x)
+{
+    if (x->key != NULL && x->key->requests > 0) {
+        return ngx_min((ngx_uint_t) x->key->requests, NGX_HTTP_MIXTRAL_CALLS);
+    }
+
+    return NGX_HTTP_MIXTRAL_CALLS;
 }
 
 
@@ -78,7 +100,7 @@ ngx_http_mixtral_submit(ngx_http_mixtral_exchange_t *x)
     ngx_http_mixtral_call_t  *call;
 
     while (x->nsent < x->ncalls
-           && x->nsent - x->ndone < NGX_HTTP_MIXTRAL_CALLS)
+           && x->nsent - x->ndone < ngx_http_mixtral_window(x))
     {
         call = &x->calls[x->nsent];
 
@@ -314,6 +336,7 @@ ngx_http_mixtral_take(ngx_http_mixtral_exchange_t *x, const mx_event *event)
     default: /* MX_EVENT_ERROR */
 
         x->error = event->error;
+        ngx_http_mixtral_check_trust(x);
         return NGX_DECLINED;
     }
 }

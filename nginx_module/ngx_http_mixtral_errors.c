@@ -122,6 +122,10 @@ ngx_http_mixtral_http_status(const mx_error *error)
         return NGX_HTTP_TOO_MANY_REQUESTS;
     }
 
+    if (error->status == MX_DENIED && ngx_strcmp(error->field, "key") == 0) {
+        return NGX_HTTP_UNAUTHORIZED;
+    }
+
     if (error->status == MX_TOO_LARGE && ngx_strcmp(error->field, "body") == 0)
     {
         return NGX_HTTP_REQUEST_ENTITY_TOO_LARGE;
@@ -156,11 +160,17 @@ ngx_http_mixtral_shape(ngx_uint_t status, const char *code, const char *param,
 json_t *
 ngx_http_mixtral_error_json(const mx_error *error)
 {
-    const char  *code;
+    const char  *code, *param;
     ngx_uint_t   status;
 
     status = ngx_http_mixtral_http_status(error);
     code = NULL;
+
+    /* neither a key nor a tenant is a field of the request */
+
+    param = (status == NGX_HTTP_UNAUTHORIZED
+             || status == NGX_HTTP_TOO_MANY_REQUESTS || error->field[0] == '\0')
+            ? NULL : error->field;
 
     if (error->status == MX_NOT_FOUND
         && ngx_strcmp(error->field, "model") == 0)
@@ -173,9 +183,7 @@ ngx_http_mixtral_error_json(const mx_error *error)
         code = "context_length_exceeded";
     }
 
-    return ngx_http_mixtral_shape(status, code,
-                                  error->field[0] ? error->field : NULL,
-                                  error->text);
+    return ngx_http_mixtral_shape(status, code, param, error->text);
 }
 
 

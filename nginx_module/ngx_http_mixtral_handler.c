@@ -13,7 +13,7 @@
 
 
 static ngx_int_t ngx_http_mixtral_start(ngx_http_request_t *r,
-    const ngx_http_mixtral_api_t *api);
+    const ngx_http_mixtral_api_t *api, const mx_key *key);
 static void ngx_http_mixtral_body_handler(ngx_http_request_t *r);
 
 
@@ -63,6 +63,7 @@ ngx_http_mixtral_handler(ngx_http_request_t *r)
 {
     ngx_int_t                      rc;
     ngx_uint_t                     method;
+    const mx_key                  *key;
     const ngx_http_mixtral_api_t  *api;
 
     api = ngx_http_mixtral_find_api(&r->uri);
@@ -89,19 +90,23 @@ ngx_http_mixtral_handler(ngx_http_request_t *r)
                                      NULL, 0);
     }
 
+    if (!ngx_http_mixtral_allowed(r, &key)) {
+        return ngx_http_mixtral_unauthorized(r);
+    }
+
     method = (r->method == NGX_HTTP_HEAD) ? NGX_HTTP_GET : r->method;
 
     if (method != api->method) {
         return NGX_HTTP_NOT_ALLOWED;
     }
 
-    return ngx_http_mixtral_start(r, api);
+    return ngx_http_mixtral_start(r, api, key);
 }
 
 
 static ngx_int_t
 ngx_http_mixtral_start(ngx_http_request_t *r,
-    const ngx_http_mixtral_api_t *api)
+    const ngx_http_mixtral_api_t *api, const mx_key *key)
 {
     u_char                        bytes[16];
     ngx_int_t                     rc;
@@ -128,6 +133,7 @@ ngx_http_mixtral_start(ngx_http_request_t *r,
     x->request = r;
     x->api = api;
     x->engine = lcf->engine;
+    x->key = key;
     x->choices = 1;
     x->created = ngx_time();
     x->spoke = ngx_current_msec;

@@ -7,6 +7,7 @@
  *
  *     mixtral_engine   NAME unix:PATH;    `mixtral serve --socket PATH`
  *     mixtral_api      NAME;    the API's endpoints, in a location
+ *     mixtral_keys     FILE;    who may use them (`mixtral key`)
  *     mixtral_keys     off;     they are open to everybody who gets there
  */
 
@@ -27,12 +28,6 @@ static char *ngx_http_mixtral_location(ngx_conf_t *cf, ngx_command_t *cmd,
     void *conf);
 
 
-static ngx_conf_enum_t  ngx_http_mixtral_keys[] = {
-    { ngx_string("off"), 1 },
-    { ngx_null_string, 0 }
-};
-
-
 static ngx_command_t  ngx_http_mixtral_commands[] = {
 
     { ngx_string("mixtral_engine"),
@@ -51,10 +46,10 @@ static ngx_command_t  ngx_http_mixtral_commands[] = {
 
     { ngx_string("mixtral_keys"),
       NGX_HTTP_MAIN_CONF|NGX_HTTP_SRV_CONF|NGX_HTTP_LOC_CONF|NGX_CONF_TAKE1,
-      ngx_conf_set_enum_slot,
+      ngx_http_mixtral_set_keys,
       NGX_HTTP_LOC_CONF_OFFSET,
-      offsetof(ngx_http_mixtral_loc_conf_t, open),
-      &ngx_http_mixtral_keys },
+      0,
+      NULL },
 
       ngx_null_command
 };
@@ -103,7 +98,9 @@ ngx_http_mixtral_create_main_conf(ngx_conf_t *cf)
 
     if (ngx_array_init(&mcf->engines, cf->pool, 2,
                        sizeof(ngx_http_mixtral_engine_t *))
-        != NGX_OK)
+        != NGX_OK
+        || ngx_array_init(&mcf->key_files, cf->pool, 2, sizeof(void *))
+           != NGX_OK)
     {
         return NULL;
     }
@@ -122,7 +119,7 @@ ngx_http_mixtral_create_loc_conf(ngx_conf_t *cf)
         return NULL;
     }
 
-    conf->open = NGX_CONF_UNSET;
+    conf->keys = NGX_CONF_UNSET_PTR;
 
     return conf;
 }
@@ -135,7 +132,9 @@ ngx_http_mixtral_merge_loc_conf(ngx_conf_t *cf, void *parent, void *child)
     ngx_http_mixtral_loc_conf_t  *conf = child;
     ngx_http_core_loc_conf_t     *clcf;
 
-    ngx_conf_merge_value(conf->open, prev->open, 0);
+    if (conf->keys == NGX_CONF_UNSET_PTR) {
+        conf->keys = prev->keys;
+    }
 
     if (conf->engine == NULL) {
         return NGX_CONF_OK;
@@ -143,11 +142,12 @@ ngx_http_mixtral_merge_loc_conf(ngx_conf_t *cf, void *parent, void *child)
 
     clcf = ngx_http_conf_get_module_loc_conf(cf, ngx_http_core_module);
 
-    if (!conf->open) {
+    if (conf->keys == NGX_CONF_UNSET_PTR) {
         ngx_log_error(NGX_LOG_EMERG, cf->log, 0,
                       "location \"%V\" has \"mixtral_api\" and no "
-                      "\"mixtral_keys off\", which says that the API is open "
-                      "to everybody who gets there", &clcf->name);
+                      "\"mixtral_keys\": a file that says who may use it, or "
+                      "\"off\", which opens it to everybody who gets there",
+                      &clcf->name);
         return NGX_CONF_ERROR;
     }
 
