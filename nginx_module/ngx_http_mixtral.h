@@ -36,10 +36,66 @@ typedef struct ngx_http_mixtral_exchange_s  ngx_http_mixtral_exchange_t;
 typedef struct ngx_http_mixtral_api_s       ngx_http_mixtral_api_t;
 
 
+/* What a supervisor tells the workers, in memory that all of them map.  Each
+ * figure is written by the supervisor alone and makes sense by itself. */
+typedef struct {
+    ngx_atomic_t              state;        /* one of the next three */
+    ngx_atomic_t              pid;          /* of the engine; 0: none */
+    ngx_atomic_t              starts;       /* of engines, so far */
+    ngx_atomic_t              retry;        /* s, until another start */
+} ngx_http_mixtral_page_t;
+
+
+#define NGX_HTTP_MIXTRAL_LOADING  0
+#define NGX_HTTP_MIXTRAL_READY    1
+#define NGX_HTTP_MIXTRAL_FAILED   2
+
+
+/* An engine that nginx runs: what mixtral_engine's parameters ask for */
+typedef struct {
+    char                     *name;
+    char                     *program;
+    char                    **argv;         /* NULL at its end */
+    ngx_int_t                 priority;     /* nice(1) */
+    char                     *user;         /* NULL: we are not root */
+    ngx_uid_t                 uid;
+    ngx_gid_t                 gid;
+    ngx_str_t                 key;          /* equal: the same process does */
+} ngx_http_mixtral_command_t;
+
+
+typedef struct ngx_http_mixtral_process_s  ngx_http_mixtral_process_t;
+
+/* What runs: the master's side of a supervisor.  Descriptors: -1, not here */
+struct ngx_http_mixtral_process_s {
+    ngx_http_mixtral_process_t        *next;
+
+    char                               name[64];     /* of the engine */
+    ngx_str_t                          key;
+    const ngx_http_mixtral_command_t  *command;      /* while it is made */
+
+    int                                lifeline[2];
+    int                                users[2];
+    int                                log[2];
+    int                                listener;
+    int                                node;         /* O_PATH */
+    char                               path[32];     /* of node, in /proc */
+    ngx_http_mixtral_page_t           *page;
+
+    char                               line[1024];   /* of the log, so far */
+    size_t                             nline;
+
+    unsigned                           wanted:1;
+};
+
+
 /* mixtral_engine */
 typedef struct {
-    ngx_str_t                 name;
-    char                     *path;         /* of its socket */
+    ngx_str_t                    name;
+    char                        *path;      /* of its socket; NULL: there is
+                                               none, it could not be started */
+    ngx_http_mixtral_command_t  *command;   /* NULL: somebody else's engine */
+    ngx_http_mixtral_page_t     *page;      /* NULL too then */
 } ngx_http_mixtral_engine_t;
 
 
@@ -134,6 +190,15 @@ extern ngx_module_t  ngx_http_mixtral_module;
 
 /* handler */
 ngx_int_t ngx_http_mixtral_handler(ngx_http_request_t *r);
+
+/* command, owned, supervisor: engines that nginx runs */
+ngx_http_mixtral_command_t *ngx_http_mixtral_parse_command(ngx_conf_t *cf,
+    ngx_str_t *name);
+ngx_int_t ngx_http_mixtral_init_module(ngx_cycle_t *cycle);
+ngx_int_t ngx_http_mixtral_init_process(ngx_cycle_t *cycle);
+ngx_int_t ngx_http_mixtral_fork_supervisor(ngx_http_mixtral_process_t *p,
+    ngx_log_t *log);
+ngx_int_t ngx_http_mixtral_become(const ngx_http_mixtral_command_t *command);
 
 /* engine: the connection of an exchange */
 ngx_int_t ngx_http_mixtral_connect(ngx_http_mixtral_exchange_t *x);

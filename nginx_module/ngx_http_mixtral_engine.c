@@ -147,6 +147,38 @@ ngx_http_mixtral_watch(ngx_http_mixtral_exchange_t *x)
 }
 
 
+/* NGX_DECLINED while an engine of our own is not ready */
+
+static ngx_int_t
+ngx_http_mixtral_is_ready(ngx_http_mixtral_exchange_t *x)
+{
+    const ngx_http_mixtral_page_t  *page;
+
+    page = x->engine->page;
+
+    if (x->engine->command == NULL
+        || (page != NULL && page->state == NGX_HTTP_MIXTRAL_READY))
+    {
+        return NGX_OK;
+    }
+
+    if (page != NULL && page->state == NGX_HTTP_MIXTRAL_LOADING) {
+        (void) ngx_http_mixtral_refuse(x, MX_UNAVAILABLE, NULL,
+                                       "The engine is loading its model.");
+        x->error.retry_after_ms = 1000;
+
+    } else {
+        (void) ngx_http_mixtral_refuse(x, MX_UNAVAILABLE, NULL,
+                                       "The engine does not run; the server's "
+                                       "log says why.");
+        x->error.retry_after_ms = 1000 * (page ? page->retry
+                                               : NGX_HTTP_MIXTRAL_RETRY);
+    }
+
+    return NGX_DECLINED;
+}
+
+
 /* x->calls are made.  NGX_OK, NGX_DECLINED, NGX_ERROR. */
 
 ngx_int_t
@@ -155,6 +187,10 @@ ngx_http_mixtral_connect(ngx_http_mixtral_exchange_t *x)
     ngx_int_t          rc;
     mx_status          status;
     ngx_connection_t  *c;
+
+    if (ngx_http_mixtral_is_ready(x) != NGX_OK) {
+        return NGX_DECLINED;
+    }
 
     status = mx_client_connect(x->engine->path, &x->client, &x->error);
 
@@ -429,6 +465,16 @@ ngx_http_mixtral_pump(ngx_http_mixtral_exchange_t *x)
 static ngx_uint_t
 ngx_http_mixtral_tick(ngx_http_mixtral_exchange_t *x)
 {
+    if (x->engine->page != NULL
+        && x->engine->page->state == NGX_HTTP_MIXTRAL_FAILED)
+    {
+        /* it waits in the backlog of an engine that will not come soon */
+
+        (void) ngx_http_mixtral_is_ready(x);
+        ngx_http_mixtral_fail(x);
+        return 0;
+    }
+
     ngx_add_timer(x->connection->read, NGX_HTTP_MIXTRAL_TICK);
 
     if (!x->stream || x->blocked

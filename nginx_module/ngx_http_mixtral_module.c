@@ -5,6 +5,7 @@
  *
  * The module and its directives:
  *
+ *     mixtral_engine   NAME model=FILE ...;    an engine that nginx runs
  *     mixtral_engine   NAME unix:PATH;    `mixtral serve --socket PATH`
  *     mixtral_api      NAME;    the API's endpoints, in a location
  *     mixtral_keys     FILE;    who may use them (`mixtral key`)
@@ -31,7 +32,7 @@ static char *ngx_http_mixtral_location(ngx_conf_t *cf, ngx_command_t *cmd,
 static ngx_command_t  ngx_http_mixtral_commands[] = {
 
     { ngx_string("mixtral_engine"),
-      NGX_HTTP_MAIN_CONF|NGX_CONF_TAKE2,
+      NGX_HTTP_MAIN_CONF|NGX_CONF_2MORE,
       ngx_http_mixtral_engine,
       NGX_HTTP_MAIN_CONF_OFFSET,
       0,
@@ -76,8 +77,8 @@ ngx_module_t  ngx_http_mixtral_module = {
     ngx_http_mixtral_commands,             /* module directives */
     NGX_HTTP_MODULE,                       /* module type */
     NULL,                                  /* init master */
-    NULL,                                  /* init module */
-    NULL,                                  /* init process */
+    ngx_http_mixtral_init_module,          /* init module */
+    ngx_http_mixtral_init_process,         /* init process */
     NULL,                                  /* init thread */
     NULL,                                  /* exit thread */
     NULL,                                  /* exit process */
@@ -228,12 +229,17 @@ ngx_http_mixtral_engine(ngx_conf_t *cf, ngx_command_t *cmd, void *conf)
     *slot = engine;
     engine->name = value[1];
 
-    if (ngx_strncmp(value[2].data, "unix:", 5) != 0
-        || value[2].len == 5 || value[2].len - 5 > 107)
-    {
+    if (ngx_strncmp(value[2].data, "unix:", 5) != 0) {
+        engine->command = ngx_http_mixtral_parse_command(cf, &engine->name);
+
+        return engine->command ? NGX_CONF_OK : NGX_CONF_ERROR;
+    }
+
+    if (value[2].len == 5 || value[2].len - 5 > 107 || cf->args->nelts > 3) {
         ngx_conf_log_error(NGX_LOG_EMERG, cf, 0,
                            "invalid engine \"%V\": expected \"unix:\" and a "
-                           "path of 1 to 107 bytes", &value[2]);
+                           "path of 1 to 107 bytes, and nothing behind it",
+                           &value[2]);
         return NGX_CONF_ERROR;
     }
 
