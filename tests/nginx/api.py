@@ -158,7 +158,7 @@ class Suite(server.Suite):
                             ("location /x { mixtral_api other; mixtral_keys off; }", "other"),
                             ("location /x { mixtral_api main; mixtral_api main; mixtral_keys off; }", "duplicate"),
                             ("} mixtral_engine main unix:/x; server {", "duplicate"),
-                            ("} mixtral_engine new model=/x; server {", "unix:"),
+                            ("} mixtral_engine new threads=1; server {", "unix:"),
                             ("} mixtral_engine new unix:; server {", "unix:"),
                             ("} mixtral_engine a.b unix:/x; server {", "name")):
             with self.subTest(more=more):
