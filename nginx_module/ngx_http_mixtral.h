@@ -108,6 +108,8 @@ typedef struct {
 typedef struct {
     ngx_http_mixtral_engine_t  *engine;     /* NULL: no mixtral_api here */
     mx_keys                    *keys;       /* NULL: mixtral_keys off */
+    ngx_array_t                *metrics;    /* of engines; NULL: not here */
+    ngx_msec_t                  timeout;    /* of an engine's silence */
 } ngx_http_mixtral_loc_conf_t;
 
 
@@ -167,13 +169,25 @@ struct ngx_http_mixtral_exchange_s {
     time_t                          created;
     ngx_msec_t                      spoke;        /* last byte to the client */
 
+    ngx_msec_t                      timeout;      /* mixtral_timeout */
+    ngx_msec_t                      heard;        /* the engine's last event */
+    ngx_msec_t                      asked;        /* the probe was sent */
+    uint32_t                        probe;        /* 0: none is under way */
+
+    /* instead of an answer, with x->error where the calls have failed */
+    void                          (*done)(ngx_http_mixtral_exchange_t *x);
+    void                           *scrape;       /* of done: metrics */
+
     ngx_str_t                       model;        /* data NULL: not known */
     ngx_uint_t                      prompt_tokens;
     ngx_uint_t                      cached_tokens;
     ngx_uint_t                      completion_tokens;
+    ngx_msec_t                      first;        /* token, from r's start */
 
     mx_error                        error;        /* for the client */
 
+    unsigned                        counted:1;    /* the tokens are known */
+    unsigned                        has_first:1;
     unsigned                        stream:1;
     unsigned                        include_usage:1;
     unsigned                        timings:1;
@@ -187,9 +201,13 @@ struct ngx_http_mixtral_exchange_s {
 
 /* module */
 extern ngx_module_t  ngx_http_mixtral_module;
+ngx_http_mixtral_engine_t *ngx_http_mixtral_find_engine(ngx_conf_t *cf,
+    ngx_str_t *name);
 
 /* handler */
 ngx_int_t ngx_http_mixtral_handler(ngx_http_request_t *r);
+ngx_http_mixtral_exchange_t *ngx_http_mixtral_create(ngx_http_request_t *r,
+    ngx_http_mixtral_engine_t *engine);
 
 /* command, owned, supervisor: engines that nginx runs */
 ngx_http_mixtral_command_t *ngx_http_mixtral_parse_command(ngx_conf_t *cf,
@@ -258,11 +276,24 @@ ngx_int_t ngx_http_mixtral_add_tenant(ngx_http_mixtral_exchange_t *x,
     json_t *options);
 void ngx_http_mixtral_check_trust(ngx_http_mixtral_exchange_t *x);
 
+/* metrics */
+char *ngx_http_mixtral_set_metrics(ngx_conf_t *cf, ngx_command_t *cmd,
+    void *conf);
+
+/* variables */
+ngx_int_t ngx_http_mixtral_add_variables(ngx_conf_t *cf);
+ngx_int_t ngx_http_mixtral_prefix_variable(ngx_http_request_t *r,
+    ngx_http_variable_value_t *v, uintptr_t data);
+
+/* the name of /models/NAME; false: the URI is another */
+ngx_uint_t ngx_http_mixtral_model_name(const ngx_str_t *uri, ngx_str_t *name);
+
 /* apis */
 extern const ngx_http_mixtral_api_t  ngx_http_mixtral_chat_api;
 extern const ngx_http_mixtral_api_t  ngx_http_mixtral_completions_api;
 extern const ngx_http_mixtral_api_t  ngx_http_mixtral_embeddings_api;
 extern const ngx_http_mixtral_api_t  ngx_http_mixtral_models_api;
+extern const ngx_http_mixtral_api_t  ngx_http_mixtral_model_api;
 extern const ngx_http_mixtral_api_t  ngx_http_mixtral_tokenize_api;
 extern const ngx_http_mixtral_api_t  ngx_http_mixtral_detokenize_api;
 extern const ngx_http_mixtral_api_t  ngx_http_mixtral_health_api;

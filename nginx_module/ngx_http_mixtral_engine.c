@@ -11,6 +11,11 @@
  * has been silent for long, and sends a comment on it.  The timer also keeps a
  * worker that is to leave alive until the stream has ended.
  *
+ * An engine may be silent because a prompt is long or because it hangs.  One
+ * that has said nothing for half of mixtral_timeout is asked for its models,
+ * which it answers at any time; if that brings nothing for the other half, it
+ * is given up.
+ *
  * ngx_http_mixtral_pump takes events until there are none, or until the
  * client of the stream is behind.  It may end the request: nobody touches
  * the exchange after it.
@@ -27,6 +32,7 @@
 #define NGX_HTTP_MIXTRAL_BATCH     16384   /* bytes, before they are sent */
 
 
+static ngx_msec_t ngx_http_mixtral_interval(ngx_http_mixtral_exchange_t *x);
 static void ngx_http_mixtral_event_handler(ngx_event_t *ev);
 
 
@@ -228,7 +234,8 @@ ngx_http_mixtral_connect(ngx_http_mixtral_exchange_t *x)
     c->write->handler = ngx_http_mixtral_event_handler;
     c->number = ngx_atomic_fetch_add(ngx_connection_counter, 1);
 
-    ngx_add_timer(c->read, NGX_HTTP_MIXTRAL_TICK);
+    x->heard = ngx_current_msec;
+    ngx_add_timer(c->read, ngx_http_mixtral_interval(x));
 
     rc = ngx_http_mixtral_submit(x);
     if (rc != NGX_OK) {
@@ -313,12 +320,40 @@ ngx_http_mixtral_destroy(void *data)
 }
 
 
+/* The first token has come: for $mixtral_ttft */
+
+static void
+ngx_http_mixtral_note_first(ngx_http_mixtral_exchange_t *x)
+{
+    ngx_time_t      *tp;
+    ngx_msec_int_t   ms;
+
+    if (x->has_first) {
+        return;
+    }
+
+    tp = ngx_timeofday();
+    ms = (ngx_msec_int_t) ((tp->sec - x->request->start_sec) * 1000
+                           + (tp->msec - x->request->start_msec));
+
+    x->first = ngx_max(ms, 0);
+    x->has_first = 1;
+}
+
+
 static ngx_int_t
 ngx_http_mixtral_take(ngx_http_mixtral_exchange_t *x, const mx_event *event)
 {
     ngx_int_t     rc;
     ngx_uint_t    i;
     json_error_t  why;
+
+    x->heard = ngx_current_msec;
+
+    if (x->probe && event->id == x->probe) {
+        x->probe = 0;
+        return NGX_OK;
+    }
 
     for (i = 0; i < x->nsent && x->calls[i].id != event->id; i++) {
         /* void */
@@ -332,6 +367,8 @@ ngx_http_mixtral_take(ngx_http_mixtral_exchange_t *x, const mx_event *event)
     switch (event->type) {
 
     case MX_EVENT_PIECE:
+
+        ngx_http_mixtral_note_first(x);
 
         if (!x->stream) {
             return NGX_OK;
@@ -460,6 +497,66 @@ ngx_http_mixtral_pump(ngx_http_mixtral_exchange_t *x)
 }
 
 
+/* Between two looks, of which each half of a short timeout has some */
+
+static ngx_msec_t
+ngx_http_mixtral_interval(ngx_http_mixtral_exchange_t *x)
+{
+    return ngx_min(NGX_HTTP_MIXTRAL_TICK, x->timeout / 8 + 1);
+}
+
+
+/* Whether the engine answers at all; NGX_DECLINED: it does not. */
+
+static ngx_int_t
+ngx_http_mixtral_probe(ngx_http_mixtral_exchange_t *x)
+{
+    if (x->blocked
+        || (x->engine->page != NULL
+            && x->engine->page->state == NGX_HTTP_MIXTRAL_LOADING))
+    {
+        /* nothing is read from it; or it will say when it is ready */
+
+        x->heard = ngx_current_msec;
+        return NGX_OK;
+    }
+
+    if (x->probe == 0) {
+
+        if (ngx_current_msec - x->heard < x->timeout / 2) {
+            return NGX_OK;
+        }
+
+        if (mx_client_request(x->client, "{\"op\":\"models\"}", &x->probe,
+                              &x->error)
+            != MX_OK)
+        {
+            return NGX_DECLINED;
+        }
+
+        x->asked = ngx_current_msec;
+
+        return NGX_OK;
+    }
+
+    if (ngx_current_msec - x->heard < x->timeout / 2
+        || ngx_current_msec - x->asked < x->timeout / 2)
+    {
+        return NGX_OK;
+    }
+
+    ngx_log_error(NGX_LOG_ERR, x->request->connection->log, 0,
+                  "mixtral: engine \"%V\" has said nothing for %M ms",
+                  &x->engine->name, ngx_current_msec - x->heard);
+
+    (void) ngx_http_mixtral_refuse(x, MX_UNAVAILABLE, NULL,
+                                   "The engine does not answer.");
+    x->error.retry_after_ms = NGX_HTTP_MIXTRAL_RETRY * 1000;
+
+    return NGX_DECLINED;
+}
+
+
 /* Once a second: false after the request has ended */
 
 static ngx_uint_t
@@ -475,7 +572,12 @@ ngx_http_mixtral_tick(ngx_http_mixtral_exchange_t *x)
         return 0;
     }
 
-    ngx_add_timer(x->connection->read, NGX_HTTP_MIXTRAL_TICK);
+    ngx_add_timer(x->connection->read, ngx_http_mixtral_interval(x));
+
+    if (ngx_http_mixtral_probe(x) == NGX_DECLINED) {
+        ngx_http_mixtral_fail(x);
+        return 0;
+    }
 
     if (!x->stream || x->blocked
         || (ngx_msec_int_t) (ngx_current_msec - x->spoke)

@@ -32,6 +32,7 @@ static const ngx_http_mixtral_api_t *
 ngx_http_mixtral_find_api(ngx_str_t *uri)
 {
     size_t                         best;
+    ngx_str_t                      name;
     ngx_uint_t                     i;
     const ngx_str_t               *path;
     const ngx_http_mixtral_api_t  *api;
@@ -52,6 +53,10 @@ ngx_http_mixtral_find_api(ngx_str_t *uri)
             api = ngx_http_mixtral_apis[i];
             best = path->len;
         }
+    }
+
+    if (api == NULL && ngx_http_mixtral_model_name(uri, &name)) {
+        return &ngx_http_mixtral_model_api;
     }
 
     return api;
@@ -104,13 +109,12 @@ ngx_http_mixtral_handler(ngx_http_request_t *r)
 }
 
 
-static ngx_int_t
-ngx_http_mixtral_start(ngx_http_request_t *r,
-    const ngx_http_mixtral_api_t *api, const mx_key *key)
+/* An exchange that closes its connection when the request ends */
+
+ngx_http_mixtral_exchange_t *
+ngx_http_mixtral_create(ngx_http_request_t *r,
+    ngx_http_mixtral_engine_t *engine)
 {
-    u_char                        bytes[16];
-    ngx_int_t                     rc;
-    ngx_uint_t                    i;
     ngx_pool_cleanup_t           *memory;
     ngx_http_cleanup_t           *cln;
     ngx_http_mixtral_exchange_t  *x;
@@ -122,7 +126,7 @@ ngx_http_mixtral_start(ngx_http_request_t *r,
     memory = ngx_pool_cleanup_add(r->pool, 0);
     cln = ngx_http_cleanup_add(r, 0);
     if (x == NULL || memory == NULL || cln == NULL) {
-        return NGX_HTTP_INTERNAL_SERVER_ERROR;
+        return NULL;
     }
 
     memory->handler = ngx_http_mixtral_destroy;
@@ -131,8 +135,31 @@ ngx_http_mixtral_start(ngx_http_request_t *r,
     cln->data = x;
 
     x->request = r;
+    x->engine = engine;
+    x->timeout = lcf->timeout;
+
+    return x;
+}
+
+
+static ngx_int_t
+ngx_http_mixtral_start(ngx_http_request_t *r,
+    const ngx_http_mixtral_api_t *api, const mx_key *key)
+{
+    u_char                        bytes[16];
+    ngx_int_t                     rc;
+    ngx_uint_t                    i;
+    ngx_http_mixtral_exchange_t  *x;
+    ngx_http_mixtral_loc_conf_t  *lcf;
+
+    lcf = ngx_http_get_module_loc_conf(r, ngx_http_mixtral_module);
+
+    x = ngx_http_mixtral_create(r, lcf->engine);
+    if (x == NULL) {
+        return NGX_HTTP_INTERNAL_SERVER_ERROR;
+    }
+
     x->api = api;
-    x->engine = lcf->engine;
     x->key = key;
     x->choices = 1;
     x->created = ngx_time();

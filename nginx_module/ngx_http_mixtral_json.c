@@ -317,6 +317,12 @@ ngx_http_mixtral_count(ngx_http_mixtral_exchange_t *x, json_t *result)
     json_t      *model;
     const char  *name;
 
+    if (json_is_integer(json_object_get(result, "prompt_tokens"))
+        || json_is_integer(json_object_get(result, "tokens")))
+    {
+        x->counted = 1;
+    }
+
     x->prompt_tokens += json_integer_value(json_object_get(result,
                                                            "prompt_tokens"));
     x->prompt_tokens += json_is_integer(json_object_get(result, "tokens"))

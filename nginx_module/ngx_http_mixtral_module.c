@@ -10,13 +10,17 @@
  *     mixtral_api      NAME;    the API's endpoints, in a location
  *     mixtral_keys     FILE;    who may use them (`mixtral key`)
  *     mixtral_keys     off;     they are open to everybody who gets there
+ *     mixtral_timeout  TIME;    of an engine's silence
+ *     mixtral_metrics  NAME ...;  engines' figures for Prometheus
  */
 
 
 #include "ngx_http_mixtral.h"
 
 
-#define NGX_HTTP_MIXTRAL_BODY  (32 * 1024 * 1024)
+#define NGX_HTTP_MIXTRAL_BODY     (32 * 1024 * 1024)
+#define NGX_HTTP_MIXTRAL_TIMEOUT  30000    /* ms */
+#define NGX_HTTP_MIXTRAL_SCRAPE   5000     /* ms; Prometheus waits for 10 s */
 
 
 static void *ngx_http_mixtral_create_main_conf(ngx_conf_t *cf);
@@ -27,6 +31,11 @@ static char *ngx_http_mixtral_engine(ngx_conf_t *cf, ngx_command_t *cmd,
     void *conf);
 static char *ngx_http_mixtral_location(ngx_conf_t *cf, ngx_command_t *cmd,
     void *conf);
+
+
+static ngx_conf_num_bounds_t  ngx_http_mixtral_timeout_bounds = {
+    ngx_conf_check_num_bounds, 100, 24 * 60 * 60 * 1000
+};
 
 
 static ngx_command_t  ngx_http_mixtral_commands[] = {
@@ -52,12 +61,26 @@ static ngx_command_t  ngx_http_mixtral_commands[] = {
       0,
       NULL },
 
+    { ngx_string("mixtral_timeout"),
+      NGX_HTTP_MAIN_CONF|NGX_HTTP_SRV_CONF|NGX_HTTP_LOC_CONF|NGX_CONF_TAKE1,
+      ngx_conf_set_msec_slot,
+      NGX_HTTP_LOC_CONF_OFFSET,
+      offsetof(ngx_http_mixtral_loc_conf_t, timeout),
+      &ngx_http_mixtral_timeout_bounds },
+
+    { ngx_string("mixtral_metrics"),
+      NGX_HTTP_LOC_CONF|NGX_CONF_1MORE,
+      ngx_http_mixtral_set_metrics,
+      NGX_HTTP_LOC_CONF_OFFSET,
+      0,
+      NULL },
+
       ngx_null_command
 };
 
 
 static ngx_http_module_t  ngx_http_mixtral_module_ctx = {
-    NULL,                                  /* preconfiguration */
+    ngx_http_mixtral_add_variables,        /* preconfiguration */
     ngx_http_mixtral_filter_init,          /* postconfiguration */
 
     ngx_http_mixtral_create_main_conf,     /* create main configuration */
@@ -121,6 +144,7 @@ ngx_http_mixtral_create_loc_conf(ngx_conf_t *cf)
     }
 
     conf->keys = NGX_CONF_UNSET_PTR;
+    conf->timeout = NGX_CONF_UNSET_MSEC;
 
     return conf;
 }
@@ -136,6 +160,10 @@ ngx_http_mixtral_merge_loc_conf(ngx_conf_t *cf, void *parent, void *child)
     if (conf->keys == NGX_CONF_UNSET_PTR) {
         conf->keys = prev->keys;
     }
+
+    ngx_conf_merge_msec_value(conf->timeout, prev->timeout,
+                              conf->metrics ? NGX_HTTP_MIXTRAL_SCRAPE
+                                            : NGX_HTTP_MIXTRAL_TIMEOUT);
 
     if (conf->engine == NULL) {
         return NGX_CONF_OK;
@@ -165,7 +193,7 @@ ngx_http_mixtral_merge_loc_conf(ngx_conf_t *cf, void *parent, void *child)
 }
 
 
-static ngx_http_mixtral_engine_t *
+ngx_http_mixtral_engine_t *
 ngx_http_mixtral_find_engine(ngx_conf_t *cf, ngx_str_t *name)
 {
     ngx_uint_t                      i;
@@ -261,6 +289,10 @@ ngx_http_mixtral_location(ngx_conf_t *cf, ngx_command_t *cmd, void *conf)
 
     if (lcf->engine != NULL) {
         return "is duplicate";
+    }
+
+    if (lcf->metrics != NULL) {
+        return "is in a location with \"mixtral_metrics\"";
     }
 
     lcf->engine = ngx_http_mixtral_find_engine(cf, &value[1]);

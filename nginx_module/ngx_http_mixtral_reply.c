@@ -381,6 +381,11 @@ ngx_http_mixtral_finish(ngx_http_mixtral_exchange_t *x)
 
     ngx_http_mixtral_cleanup(x);
 
+    if (x->done) {
+        x->done(x);
+        return;
+    }
+
     if (x->stream) {
         if (!x->header_sent && ngx_http_mixtral_stream_header(x) != NGX_OK) {
             ngx_http_finalize_request(r, NGX_ERROR);
@@ -413,6 +418,11 @@ ngx_http_mixtral_fail(ngx_http_mixtral_exchange_t *x)
     r = x->request;
 
     ngx_http_mixtral_cleanup(x);
+
+    if (x->done) {
+        x->done(x);
+        return;
+    }
 
     if (!x->header_sent) {
         ngx_http_finalize_request(r,

@@ -3,7 +3,7 @@
  * Copyright 2026 the mixtral authors.
  * Licensed under the Apache License, Version 2.0.
  *
- * OpenAI's /v1/embeddings and /v1/models; /tokenize, /detokenize and /health
+ * OpenAI's /v1/embeddings, /v1/models and /v1/models/NAME; /tokenize, /detokenize and /health
  * as llama.cpp's server has them.
  */
 
@@ -20,6 +20,8 @@ static json_t *ngx_http_mixtral_embeddings_answer(
     ngx_http_mixtral_exchange_t *x);
 static ngx_int_t ngx_http_mixtral_models_parse(ngx_http_mixtral_exchange_t *x);
 static json_t *ngx_http_mixtral_models_answer(ngx_http_mixtral_exchange_t *x);
+static ngx_int_t ngx_http_mixtral_model_parse(ngx_http_mixtral_exchange_t *x);
+static json_t *ngx_http_mixtral_model_answer(ngx_http_mixtral_exchange_t *x);
 static ngx_int_t ngx_http_mixtral_tokenize_parse(
     ngx_http_mixtral_exchange_t *x);
 static json_t *ngx_http_mixtral_tokenize_answer(
@@ -50,6 +52,17 @@ const ngx_http_mixtral_api_t  ngx_http_mixtral_models_api = {
     NULL,
     NULL,
     ngx_http_mixtral_models_answer
+};
+
+
+const ngx_http_mixtral_api_t  ngx_http_mixtral_model_api = {
+    ngx_string("/models/"),
+    NGX_HTTP_GET,
+    ngx_http_mixtral_model_parse,
+    NULL,
+    NULL,
+    NULL,
+    ngx_http_mixtral_model_answer
 };
 
 
@@ -240,6 +253,19 @@ ngx_http_mixtral_models_parse(ngx_http_mixtral_exchange_t *x)
 
 
 static json_t *
+ngx_http_mixtral_model_object(ngx_http_mixtral_exchange_t *x, json_t *model)
+{
+    return json_pack("{s:O, s:s, s:I, s:s, s:{s:O, s:O, s:O}}",
+                     "id", json_object_get(model, "name"),
+                     "object", "model", "created", (json_int_t) x->created,
+                     "owned_by", "mixtral", "meta",
+                     "n_vocab", json_object_get(model, "n_vocab"),
+                     "n_ctx", json_object_get(model, "context"),
+                     "n_embd", json_object_get(model, "dim"));
+}
+
+
+static json_t *
 ngx_http_mixtral_models_answer(ngx_http_mixtral_exchange_t *x)
 {
     size_t   i;
@@ -250,14 +276,7 @@ ngx_http_mixtral_models_answer(ngx_http_mixtral_exchange_t *x)
 
     json_array_foreach(models, i, model) {
         if (json_array_append_new(data,
-                json_pack("{s:O, s:s, s:I, s:s, s:{s:O, s:O, s:O}}",
-                          "id", json_object_get(model, "name"),
-                          "object", "model",
-                          "created", (json_int_t) x->created,
-                          "owned_by", "mixtral", "meta",
-                          "n_vocab", json_object_get(model, "n_vocab"),
-                          "n_ctx", json_object_get(model, "context"),
-                          "n_embd", json_object_get(model, "dim")))
+                                  ngx_http_mixtral_model_object(x, model))
             != 0)
         {
             json_decref(data);
@@ -266,6 +285,69 @@ ngx_http_mixtral_models_answer(ngx_http_mixtral_exchange_t *x)
     }
 
     return json_pack("{s:s, s:o}", "object", "list", "data", data);
+}
+
+
+ngx_uint_t
+ngx_http_mixtral_model_name(const ngx_str_t *uri, ngx_str_t *name)
+{
+    u_char  *p, *last;
+    size_t   size;
+
+    size = ngx_http_mixtral_model_api.path.len;
+    last = uri->data + uri->len;
+
+    for (p = uri->data; p + size < last; p++) {
+        if (ngx_strncmp(p, ngx_http_mixtral_model_api.path.data, size) == 0) {
+            name->data = p + size;
+            name->len = last - name->data;
+            return 1;
+        }
+    }
+
+    return 0;
+}
+
+
+/* The engine itself says that there is no such model. */
+
+static ngx_int_t
+ngx_http_mixtral_model_parse(ngx_http_mixtral_exchange_t *x)
+{
+    json_t     *options, *text;
+    ngx_str_t   name;
+
+    if (!ngx_http_mixtral_model_name(&x->request->uri, &name)) {
+        return NGX_ERROR;
+    }
+
+    text = json_stringn((char *) name.data, name.len);
+
+    if (text == NULL) {
+        return ngx_http_mixtral_refuse(x, MX_NOT_FOUND, "model",
+                                       "a model's name is UTF-8");
+    }
+
+    if (ngx_http_mixtral_calls(x, 1) != NGX_OK
+        || (options = ngx_http_mixtral_call(x, 0, "models")) == NULL)
+    {
+        json_decref(text);
+        return NGX_ERROR;
+    }
+
+    return json_object_set_new(options, "model", text) == 0 ? NGX_OK
+                                                            : NGX_ERROR;
+}
+
+
+static json_t *
+ngx_http_mixtral_model_answer(ngx_http_mixtral_exchange_t *x)
+{
+    json_t  *models;
+
+    models = json_object_get(x->calls[0].result, "models");
+
+    return ngx_http_mixtral_model_object(x, json_array_get(models, 0));
 }
 
 
