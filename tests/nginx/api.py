@@ -6,6 +6,7 @@ import os
 import signal
 import struct
 import time
+import urllib.parse
 
 import server
 from server import HELLO, LONG, Connection, harness
@@ -90,6 +91,13 @@ class Suite(server.Suite):
         self.assertEqual(self.get("/health"), {"status": "ok"})
         models = self.get("/v1/models")
         self.assertEqual(models["data"][0]["object"], "model")
+        model = self.get("/v1/models/" + urllib.parse.quote(models["data"][0]["id"]))
+        self.assertEqual({**model, "created": 0}, {**models["data"][0], "created": 0})
+        for name in "gpt", "a/b%20c", "%ff", "models/gpt":
+            error = self.error(404, "/v1/models/" + name)
+            self.assertEqual((error["param"], error["code"]), ("model", "model_not_found"))
+        self.assertIsNone(self.error(404, "/v1/models/")["code"])
+        self.error(405, "/v1/models/gpt", {})
         self.get("/v1/chat/completions", dict(HELLO, model=models["data"][0]["id"]))
         text = "Hello, wörld"
         tokens = self.get("/tokenize", {"content": text})["tokens"]
