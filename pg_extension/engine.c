@@ -3,8 +3,8 @@
  * engine.c
  *	  The engine program as a child process of the worker.
  *
- * An engine is `mixtral serve` with three things from us: a listening socket,
- * which stays ours so that calls find it while no engine runs; a lifeline, a
+ * An engine is `mixtral serve` with three things from us: listening sockets,
+ * which stay ours so that calls find them while no engine runs; a lifeline, a
  * pipe whose closing ends it at once; and a pipe for its log.  It asks the
  * kernel to be killed when the worker dies, so it cannot outlive the
  * cluster, whatever ends that.  It leads a session of its own: PostgreSQL
@@ -40,13 +40,13 @@
 #include "port.h"
 #include "utils/timestamp.h"
 
-#define BACKLOG			1024
 #define LISTEN_FD		3		/* in the engine */
 #define LIFELINE_FD		4
-#define FIRST_OTHER_FD	5
+#define OUTSIDE_FD		5		/* the socket for others, if there is one */
+#define FIRST_OTHER_FD	6
 #define GRACE_MS		"86400000"	/* an engine that is replaced finishes what it runs */
 #define OOM_SCORE_ADD	500		/* the kernel takes the engine before a backend */
-#define ARGUMENTS_MAX	128		/* more than with the 16 models that an engine takes */
+#define ARGUMENTS_MAX	256		/* more than with the 16 models and 64 uids that an engine takes */
 
 /* ---- What to run ---- */
 
@@ -120,9 +120,9 @@ next_model(const char **list, char **name)
 	return pnstrdup(begin, length);
 }
 
-/* From the settings as they are */
+/* From the settings as they are.  --listen-fd OUTSIDE_FD is put in where there is such a socket. */
 MixtralCommand *
-mixtral_command_build(void)
+mixtral_command_build(const MixtralListen *listen)
 {
 	MixtralCommand *command = palloc0(sizeof(*command));
 	StringInfoData key;
@@ -139,6 +139,11 @@ mixtral_command_build(void)
 	add(command, psprintf("%d", LIFELINE_FD));
 	add(command, "--grace-ms");
 	add(command, GRACE_MS);
+	for (int i = 0; i < listen->n_uids; i++)
+	{
+		add(command, "--allow-uid");
+		add(command, psprintf("%u", listen->uids[i]));
+	}
 	add_number(command, "--threads", mixtral_threads, "");
 	add_number(command, "--context", mixtral_context, "");
 	add_number(command, "--kv-pool", mixtral_kv_pool, "M");
@@ -197,37 +202,12 @@ mixtral_command_free(MixtralCommand *command)
 	pfree(command);
 }
 
-/* ---- Its socket ---- */
-
-/* A listening socket, 0600, in place of whatever was at the path; -1: it has been logged why not */
-int
-mixtral_listen(const char *path)
-{
-	struct sockaddr_un address = {.sun_family = AF_UNIX};
-	mode_t		old;
-	int			fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
-	int			rc;
-
-	strlcpy(address.sun_path, path, sizeof(address.sun_path));
-	unlink(path);
-	old = umask(0177);
-	rc = fd < 0 ? -1 : bind(fd, (struct sockaddr *) &address, sizeof(address));
-	umask(old);
-	if (rc == 0 && listen(fd, BACKLOG) == 0)
-		return fd;
-	ereport(LOG,
-			(errcode_for_socket_access(),
-			 errmsg("could not listen at \"%s\": %m", path)));
-	if (fd >= 0)
-		close(fd);
-	return -1;
-}
-
 /* ---- Fork and exec ---- */
 
 typedef struct ChildFiles
 {
 	int			listener;
+	int			outside;		/* -1: none */
 	int			lifeline;		/* the end that is read */
 	int			log;			/* the end that is written */
 } ChildFiles;
@@ -255,9 +235,10 @@ child_oom_score(void)
 
 /* In the child: never returns */
 static void
-child_exec(const MixtralCommand *command, const ChildFiles *files, pid_t parent)
+child_exec(char **argv, const ChildFiles *files, pid_t parent)
 {
 	int			listener = fcntl(files->listener, F_DUPFD, FIRST_OTHER_FD);
+	int			outside = files->outside >= 0 ? fcntl(files->outside, F_DUPFD, FIRST_OTHER_FD) : -1;
 	int			lifeline = fcntl(files->lifeline, F_DUPFD, FIRST_OTHER_FD);
 	int			log = fcntl(files->log, F_DUPFD, FIRST_OTHER_FD);
 	int			null = open("/dev/null", O_RDWR);
@@ -277,6 +258,10 @@ child_exec(const MixtralCommand *command, const ChildFiles *files, pid_t parent)
 	if (listener < 0 || dup2(listener, LISTEN_FD) < 0 ||
 		lifeline < 0 || dup2(lifeline, LIFELINE_FD) < 0)
 		child_fail("cannot hand over", "the socket");
+	if (files->outside >= 0 && (outside < 0 || dup2(outside, OUTSIDE_FD) < 0))
+		child_fail("cannot hand over", "the socket of mixtral.listen");
+	if (files->outside < 0)
+		close(OUTSIDE_FD);
 	if (close_range(FIRST_OTHER_FD, ~0U, 0) < 0)
 		for (int fd = FIRST_OTHER_FD; fd < limit; fd++)
 			close(fd);
@@ -285,14 +270,15 @@ child_exec(const MixtralCommand *command, const ChildFiles *files, pid_t parent)
 		signal(number, SIG_DFL);
 	sigemptyset(&none);
 	sigprocmask(SIG_SETMASK, &none, NULL);
-	execv(command->argv[0], command->argv);
-	child_fail("cannot run", command->argv[0]);
+	execv(argv[0], argv);
+	child_fail("cannot run", argv[0]);
 }
 
 /* The child's pid; -1: errno says why not */
 static pid_t
-spawn(const MixtralCommand *command, int listener, int *lifeline, int *log)
+spawn(const MixtralCommand *command, int listener, int outside, int *lifeline, int *log)
 {
+	char	   *argv[ARGUMENTS_MAX + 2];
 	int			life[2] = {-1, -1};
 	int			output[2] = {-1, -1};
 	pid_t		parent = getpid();
@@ -300,16 +286,23 @@ spawn(const MixtralCommand *command, int listener, int *lifeline, int *log)
 	sigset_t	all;
 	sigset_t	old;
 
+	memcpy(argv, command->argv, (command->argc + 1) * sizeof(char *));
+	if (outside >= 0)
+	{
+		argv[command->argc] = "--listen-fd";
+		argv[command->argc + 1] = CppAsString2(OUTSIDE_FD);
+		argv[command->argc + 2] = NULL;
+	}
 	if (pipe2(life, O_CLOEXEC) == 0 && pipe2(output, O_CLOEXEC) == 0 &&
 		fcntl(output[0], F_SETFL, O_NONBLOCK) == 0)
 	{
-		ChildFiles	files = {listener, life[0], output[1]};
+		ChildFiles	files = {listener, outside, life[0], output[1]};
 
 		sigfillset(&all);		/* no handler of ours runs in the child */
 		sigprocmask(SIG_SETMASK, &all, &old);
 		pid = fork();
 		if (pid == 0)
-			child_exec(command, &files, parent);
+			child_exec(argv, &files, parent);
 		sigprocmask(SIG_SETMASK, &old, NULL);
 	}
 	if (life[0] >= 0)
@@ -342,11 +335,12 @@ watch(int poll_fd, int fd)
 
 /*
  * Starts an engine on a listening socket, which is at `path` and stays the
- * caller's.  The command is the engine's from then on, also on failure (NULL,
+ * caller's, as the one for others does, if there is one.  The command is the engine's from then on, also on failure (NULL,
  * which has been logged).  What it has to say makes poll_fd readable.
  */
 MixtralEngine *
-mixtral_engine_start(MixtralCommand *command, int listener, const char *path, int poll_fd)
+mixtral_engine_start(MixtralCommand *command, int listener, const char *path,
+					 const MixtralOutside *outside, int poll_fd)
 {
 	MixtralEngine *engine = palloc0(sizeof(*engine));
 	mx_error	error;
@@ -362,7 +356,8 @@ mixtral_engine_start(MixtralCommand *command, int listener, const char *path, in
 		mixtral_engine_free(engine);
 		return NULL;
 	}
-	engine->pid = spawn(command, listener, &engine->lifeline, &engine->log);
+	engine->outside = outside->fd >= 0 ? outside->number : 0;
+	engine->pid = spawn(command, listener, outside->fd, &engine->lifeline, &engine->log);
 	if (engine->pid < 0)
 	{
 		ereport(LOG, (errmsg("could not start the mixtral engine: %m")));

@@ -13,6 +13,7 @@
  *	launch.c      where no engine answers, the worker is started
  *	worker.c      the worker: which engine runs, and when the next one starts
  *	engine.c      the engine program as a child process of the worker
+ *	listen.c      the sockets at which it listens
  *	encoding.c    text between UTF-8 and the database's encoding
  *
  * No process of PostgreSQL loads a model.  What is linked in here from the
@@ -27,6 +28,8 @@
 #define MIXTRAL_H
 
 #include "compat.h"
+
+#include <sys/stat.h>
 
 #include "datatype/timestamp.h"
 #include "lib/stringinfo.h"
@@ -57,6 +60,7 @@ extern int	mixtral_kv_type;	/* index of mixtral_kv_types */
 extern int	mixtral_max_queue;
 extern int	mixtral_max_step;	/* ms */
 extern char *mixtral_socket;
+extern char *mixtral_listen_at;
 extern int	mixtral_max_tokens_limit;
 extern int	mixtral_timeout;	/* ms */
 extern char *mixtral_shared_prefix_tenant;
@@ -170,6 +174,39 @@ extern void mixtral_activity_requests(int change);
 extern void mixtral_activity_token(void);
 extern void mixtral_activity_end(void);
 
+/* ---- listen.c ---- */
+
+#define MIXTRAL_UIDS_MAX	64	/* as many as an engine takes */
+
+/* The setting mixtral.listen, taken apart */
+typedef struct MixtralListen
+{
+	char		path[108];		/* "": none */
+	mode_t		mode;
+	char		group[64];		/* "": the server's own */
+	uint32		uids[MIXTRAL_UIDS_MAX]; /* who may name tenants */
+	int			n_uids;
+} MixtralListen;
+
+/* The worker's: the socket that belongs to it */
+typedef struct MixtralOutside
+{
+	MixtralListen listen;
+	int			fd;				/* -1: none */
+	int			number;			/* of the last one that was made, from 1 on */
+	dev_t		dev;			/* of its file, when it was made */
+	ino_t		ino;
+	TimestampTz retry_at;		/* not tried before */
+	char	   *trouble;		/* NULL: none */
+	bool		troubled;		/* there is a new one */
+} MixtralOutside;
+
+extern bool mixtral_parse_listen(const char *setting, MixtralListen *result, char *problem, size_t size);
+extern int	mixtral_listen(const char *path);
+extern void mixtral_outside_set(MixtralOutside *outside, const MixtralListen *listen);
+extern bool mixtral_outside_look(MixtralOutside *outside);
+extern void mixtral_outside_close(MixtralOutside *outside);
+
 /* ---- engine.c: used by the worker only ---- */
 
 typedef struct MixtralCommand
@@ -192,17 +229,17 @@ typedef struct MixtralEngine
 	mx_client  *probe;			/* NULL once it has answered */
 	bool		serving;
 	bool		unwanted;		/* killed by us: its death is no failure */
+	int			outside;		/* number of the socket for others that it has; 0: none */
 	TimestampTz started;
 	TimestampTz serving_since;
 	struct MixtralEngine *next;
 } MixtralEngine;
 
-extern MixtralCommand *mixtral_command_build(void);
+extern MixtralCommand *mixtral_command_build(const MixtralListen *listen);
 extern MixtralCommand *mixtral_command_copy(const MixtralCommand *command);
 extern void mixtral_command_free(MixtralCommand *command);
-extern int	mixtral_listen(const char *path);
-extern MixtralEngine *mixtral_engine_start(MixtralCommand *command, int listener,
-										   const char *path, int poll_fd);
+extern MixtralEngine *mixtral_engine_start(MixtralCommand *command, int listener, const char *path,
+										   const MixtralOutside *outside, int poll_fd);
 extern void mixtral_engine_read_log(MixtralEngine *engine);
 extern bool mixtral_engine_probe(MixtralEngine *engine);
 extern void mixtral_engine_drain(MixtralEngine *engine);

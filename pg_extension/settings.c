@@ -31,6 +31,7 @@ int			mixtral_kv_type;
 int			mixtral_max_queue;
 int			mixtral_max_step;
 char	   *mixtral_socket;
+char	   *mixtral_listen_at;
 int			mixtral_max_tokens_limit;
 int			mixtral_timeout;
 char	   *mixtral_shared_prefix_tenant;
@@ -58,6 +59,18 @@ check_socket(char **newval, void **extra, GucSource source)
 		return true;
 	GUC_check_errdetail("A socket's path has at most 107 bytes, this one has %zu.",
 						strlen(*newval));
+	return false;
+}
+
+static bool
+check_listen(char **newval, void **extra, GucSource source)
+{
+	MixtralListen listen;
+	char		problem[1024];
+
+	if (mixtral_parse_listen(*newval, &listen, problem, sizeof(problem)))
+		return true;
+	GUC_check_errdetail("%s", problem);
 	return false;
 }
 
@@ -108,6 +121,12 @@ define_engine_settings(void)
 							   "Empty: the cluster has its own engine.",
 							   &mixtral_socket, "", PGC_SIGHUP, GUC_SUPERUSER_ONLY,
 							   check_socket, NULL, NULL);
+	DefineCustomStringVariable("mixtral.listen",
+							   "A second socket of the engine, for other programs: an absolute path, then mode=, group= and uids=, with blanks between.",
+							   "mode is octal (0660); group is a name or number; uids are the user numbers, with commas between, "
+							   "of those who may name tenants. Empty: none.",
+							   &mixtral_listen_at, "", PGC_SIGHUP, GUC_SUPERUSER_ONLY,
+							   check_listen, NULL, NULL);
 }
 
 static void

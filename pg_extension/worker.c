@@ -9,6 +9,9 @@
  *	             removed.  Running requests end where they are.
  *	  retired    engines that finish what they run
  *
+ * The socket that mixtral.listen asks for (listen.c) is one for all engines
+ * that have it, which take turns at it; an engine that lacks it is exchanged.
+ *
  * The loop does the same whatever woke it: it takes what the engines have
  * written and answered, looks who has died, compares what runs with what
  * the settings ask for, and publishes its state.  It never waits for
@@ -56,6 +59,7 @@
 #define TURN_MS			1000	/* between two looks at the socket's file */
 #define LASTED_S		10		/* an engine that has served so long has not failed to start */
 #define PAUSE_MAX_S		60
+#define EXCHANGE_PAUSE_S 10		/* after a failed one, for an engine that lacks a socket but not its settings */
 #define EXIT_WAIT_MS	2000
 
 typedef struct Supervisor
@@ -67,6 +71,7 @@ typedef struct Supervisor
 	dev_t		socket_dev;		/* of the file at MIXTRAL_SOCKET, when it was made */
 	ino_t		socket_ino;
 	bool		socket_lost;	/* somebody has removed or replaced it */
+	MixtralOutside outside;		/* what mixtral.listen asks for */
 	MixtralEngine *current;
 	MixtralEngine *next;
 	MixtralEngine *retired;
@@ -76,6 +81,7 @@ typedef struct Supervisor
 	int			failures;		/* in a row */
 	int64		starts;
 	TimestampTz retry_at;		/* no engine is started before */
+	TimestampTz exchange_at;	/* none is started to take over before */
 	char	   *last_error;
 	TimestampTz last_error_at;
 	char	   *published;
@@ -116,9 +122,16 @@ static void
 set_wanted(Supervisor *s)
 {
 	MemoryContext old = MemoryContextSwitchTo(turn_context);
-	MixtralCommand *command = *mixtral_model != '\0' && *mixtral_socket == '\0' ?
-	mixtral_command_build() : NULL;
+	bool		own = *mixtral_model != '\0' && *mixtral_socket == '\0';
+	MixtralListen listen;
+	char		problem[1024];
+	MixtralCommand *command;
 
+	/* the setting has been checked, so that this does not fail */
+	if (!mixtral_parse_listen(own ? mixtral_listen_at : "", &listen, problem, sizeof(problem)))
+		elog(ERROR, "mixtral.listen: %s", problem);
+	mixtral_outside_set(&s->outside, &listen);
+	command = own ? mixtral_command_build(&listen) : NULL;
 	MemoryContextSwitchTo(old);
 	mixtral_command_free(s->wanted);
 	s->wanted = command != NULL ? mixtral_command_copy(command) : NULL;
@@ -128,6 +141,15 @@ static bool
 has_key(const MixtralEngine *engine, const MixtralCommand *command)
 {
 	return command != NULL && strcmp(engine->command->key, command->key) == 0;
+}
+
+/* Has it not the socket that mixtral.listen asks for, or one that is asked for no more? */
+static bool
+lacks_outside(const Supervisor *s, const MixtralEngine *engine)
+{
+	if (s->outside.listen.path[0] == '\0')
+		return engine->outside != 0;
+	return s->outside.fd >= 0 && engine->outside != s->outside.number;
 }
 
 /* ---- The socket's file ---- */
@@ -152,9 +174,12 @@ open_listener(Supervisor *s)
 }
 
 static void
-check_socket(Supervisor *s)
+check_sockets(Supervisor *s)
 {
 	struct stat st;
+
+	if (mixtral_outside_look(&s->outside))
+		note_error(s, psprintf("mixtral.listen: %s", s->outside.trouble));
 
 	if (s->socket_lost || s->listener < 0)
 		return;
@@ -190,7 +215,7 @@ start_current(Supervisor *s)
 	}
 	s->starts++;
 	s->current = mixtral_engine_start(mixtral_command_copy(command), s->listener, MIXTRAL_SOCKET,
-									  s->poll_fd);
+									  &s->outside, s->poll_fd);
 	if (s->current == NULL)
 	{
 		note_error(s, "could not start the engine process; the server log says why");
@@ -220,11 +245,12 @@ start_next(Supervisor *s)
 	{
 		s->starts++;
 		s->next = mixtral_engine_start(mixtral_command_copy(command), s->new_listener,
-									   MIXTRAL_NEW_SOCKET, s->poll_fd);
+									   MIXTRAL_NEW_SOCKET, &s->outside, s->poll_fd);
 	}
 	if (s->next == NULL)
 	{
 		note_error(s, "could not start another engine process; the server log says why");
+		s->exchange_at = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), EXCHANGE_PAUSE_S * 1000);
 		replace_string(&s->failed_key, s->wanted->key);
 		close_new_listener(s);
 	}
@@ -286,7 +312,8 @@ take_over(Supervisor *s)
 static void
 reconcile(Supervisor *s)
 {
-	bool		same;
+	bool		has_failed;
+	bool		lacks_socket;
 
 	if (s->wanted == NULL)
 	{
@@ -306,21 +333,23 @@ reconcile(Supervisor *s)
 			start_current(s);
 		return;
 	}
-	same = has_key(s->current, s->wanted) && !s->socket_lost;
-	if (same)
+	has_failed = s->failed_key != NULL && strcmp(s->failed_key, s->wanted->key) == 0;
+	lacks_socket = s->socket_lost || lacks_outside(s, s->current);
+	if (has_key(s->current, s->wanted) && !lacks_socket)
 		abolish(s->next);
 	else if (!s->current->serving)
 	{
 		/* not what is wanted any more, unless it is there because that has failed */
-		if (s->socket_lost || s->failed_key == NULL || strcmp(s->failed_key, s->wanted->key) != 0)
+		if (lacks_socket || !has_failed)
 			abolish(s->current);
 	}
 	else if (s->next != NULL)
 	{
-		if (!has_key(s->next, s->wanted) && !has_key(s->next, s->current->command))
+		if ((!has_key(s->next, s->wanted) && !has_key(s->next, s->current->command)) ||
+			lacks_outside(s, s->next))
 			abolish(s->next);
 	}
-	else if (s->socket_lost || s->failed_key == NULL || strcmp(s->failed_key, s->wanted->key) != 0)
+	else if ((lacks_socket || !has_failed) && GetCurrentTimestamp() >= s->exchange_at)
 		start_next(s);
 }
 
@@ -385,6 +414,7 @@ next_died(Supervisor *s, MixtralEngine *engine, int status)
 		return;
 	death = mixtral_engine_death(engine, status);
 	note_error(s, death);
+	s->exchange_at = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), EXCHANGE_PAUSE_S * 1000);
 	replace_string(&s->failed_key, engine->command->key);
 	ereport(WARNING,
 			(errmsg("the mixtral engine could not be exchanged: %s", death),
@@ -570,6 +600,7 @@ shut_down(int code, Datum arg)
 	unlink(MIXTRAL_SOCKET);
 	unlink(MIXTRAL_STATE);
 	close_new_listener(s);
+	mixtral_outside_close(&s->outside);
 	if (s->current != NULL)
 		mixtral_engine_kill(s->current);
 	if (s->next != NULL)
@@ -585,7 +616,7 @@ shut_down(int code, Datum arg)
 static void
 begin(Supervisor *s)
 {
-	s->listener = s->new_listener = -1;
+	s->listener = s->new_listener = s->outside.fd = -1;
 	if (!mixtral_lock_file(MIXTRAL_LOCK, &s->lock))
 	{
 		ereport(DEBUG1, (errmsg("there is a mixtral worker already")));
@@ -613,7 +644,7 @@ reload(Supervisor *s)
 	set_wanted(s);
 	replace_string(&s->failed_key, NULL);
 	s->failures = 0;
-	s->retry_at = 0;
+	s->retry_at = s->exchange_at = 0;
 }
 
 static long
@@ -644,9 +675,10 @@ mixtral_worker_main(Datum preloaded)
 		CHECK_FOR_INTERRUPTS();
 		if (ConfigReloadPending)
 			reload(s);
+		MemoryContextSwitchTo(turn_context);
+		check_sockets(s);
 		MemoryContextSwitchTo(TopMemoryContext);
 		look_at_engines(s);
-		check_socket(s);
 		reconcile(s);
 		MemoryContextSwitchTo(turn_context);
 		publish(s);

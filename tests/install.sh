@@ -18,8 +18,9 @@ check_libraries='libcmocka-dev libclang-rt-dev libsimde-dev'
 nginx_libraries='nginx nginx-dev curl'
 # Any version from 14 to 18 will do, if it is there with its headers; else Debian 12's.
 pg_libraries=
-for pgxs in /usr/lib/postgresql/*/lib/pgxs; do
-    [ -d "$pgxs" ] && [ -x "${pgxs%/lib/pgxs}/bin/postgres" ] && pg_libraries=libipc-run-perl
+for version in 14 15 16 17 18; do
+    [ -x /usr/lib/postgresql/$version/bin/postgres ] && [ -f /usr/include/postgresql/$version/server/postgres.h ] &&
+        pg_libraries=libipc-run-perl
 done
 [ -n "$pg_libraries" ] || pg_libraries='postgresql-15 postgresql-server-dev-15 libipc-run-perl'
 

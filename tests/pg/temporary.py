@@ -5,6 +5,7 @@ installed there (make install DESTDIR=...): PostgreSQL's programs find everythin
 runs it as an unprivileged user, as PostgreSQL demands; that is also why the tests and the model are copied.
 """
 import glob
+import grp
 import os
 import pwd
 import shutil
@@ -65,15 +66,16 @@ def prepare(work):
     os.makedirs(os.path.join(work, "out"))
 
 
-def unprivileged(work):
-    """What to put before a command, so that root runs it as somebody else."""
+def unprivileged(work, groups=()):
+    """What to put before a command, so that root runs it as somebody else, who is also in these groups."""
     if os.geteuid() != 0:
         return []
     user = next(pwd.getpwnam(name) for name in USERS if name in [entry.pw_name for entry in pwd.getpwall()])
     for folder, _, files in os.walk(work):
         for path in [folder] + [os.path.join(folder, name) for name in files]:
             os.chown(path, user.pw_uid, user.pw_gid, follow_symlinks=False)
-    return ["setpriv", f"--reuid={user.pw_uid}", f"--regid={user.pw_gid}", "--clear-groups"]
+    more = "--groups=" + ",".join(str(grp.getgrnam(name).gr_gid) for name in groups) if groups else "--clear-groups"
+    return ["setpriv", f"--reuid={user.pw_uid}", f"--regid={user.pw_gid}", more]
 
 
 def environment(work):
