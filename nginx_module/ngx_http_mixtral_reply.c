@@ -171,7 +171,10 @@ ngx_http_mixtral_output(ngx_http_mixtral_exchange_t *x)
     x->blocked = (rc == NGX_AGAIN || c->buffered || r->buffered);
 
     if (!x->blocked) {
-        if (wev->timer_set) {
+
+        /* of limit_rate is the timer of an event that is delayed */
+
+        if (wev->timer_set && !wev->delayed) {
             ngx_del_timer(wev);
         }
 
@@ -356,7 +359,7 @@ ngx_http_mixtral_finish_stream(ngx_http_mixtral_exchange_t *x)
         x->out = cl;
     }
 
-    if (r->connection->write->timer_set) {
+    if (r->connection->write->timer_set && !r->connection->write->delayed) {
         ngx_del_timer(r->connection->write);
     }
 
