@@ -1,7 +1,7 @@
 #!/bin/sh
 # The long tests, which `make soak` runs after building: every fuzz target for SOAK_SECONDS (600), clients of a server that
-# are killed for as long, then SOAK_CHATS (10,000) chats in one process through SQLite, and connections and engines that come
-# and go, and 32 sessions of PostgreSQL for SOAK_PG_SECONDS (300). Memory must not grow.
+# are killed and hostile bodies through nginx for as long, then SOAK_CHATS (10,000) chats in one process through SQLite, and
+# connections and engines that come and go, and 32 sessions of PostgreSQL for SOAK_PG_SECONDS (300). Memory must not grow.
 #
 #     SOAK_SECONDS=0      no fuzzing, nobody is killed
 #     SOAK_MODEL=x.gguf   chats with that model instead of a tiny one of random weights
@@ -16,6 +16,8 @@ if [ "$seconds" -gt 0 ]; then
         tests/fuzz/run "$seconds" "$(basename "$source" .c)" || failed=1
     done
     /usr/bin/python3 tests/cli/killed_clients.py "$seconds" || failed=1
+    echo "hostile bodies through nginx for $seconds s"
+    MX_SOAK_SECONDS=$seconds /usr/bin/python3 tests/nginx/hostile.py || failed=1
 fi
 
 folder=$(mktemp -d)

@@ -73,6 +73,7 @@ def write_configuration(folder, server="", http="", main=""):
 
 class Suite(unittest.TestCase):
     MAIN = HTTP = SERVER = ""
+    MODEL = harness.MODEL
     ENGINE = ("--socket-mode", "0666")  # arguments of `mixtral serve`
 
     @classmethod
@@ -108,7 +109,7 @@ class Suite(unittest.TestCase):
 
     @classmethod
     def start_engine(cls):
-        cls.engine = subprocess.Popen([harness.CLI, "serve", "--model", harness.MODEL, "--socket", cls.engine_socket,
+        cls.engine = subprocess.Popen([harness.CLI, "serve", "--model", cls.MODEL, "--socket", cls.engine_socket,
                                        *cls.ENGINE], stderr=subprocess.DEVNULL)
 
         def answers():
