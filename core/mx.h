@@ -160,15 +160,16 @@ mx_status mx_client_connect(const char *path, mx_client **client, mx_error *erro
  *             "session_load"
  *   prompt    chat, session_save, complete: a string; or
  *   messages  chat, session_save: array of {"role": "system"|"user"|"assistant", "content": string}
- *   text      embed, tokenize, token_count, chunks: a string
+ *   text      embed, tokenize, token_count, chunks: a string; token_count also takes `prompt` or `messages` instead, as chat does, and
+ *             counts the tokens of the conversation as the model's template writes it
  *   tokens    detokenize: array of ids
  *   size, overlap   chunks: tokens
  *   options   object, see README; unknown names are errors
  * *id names the request in later events. Errors: MX_INVALID (no JSON object), MX_TOO_LARGE, MX_UNAVAILABLE, MX_NOMEM.
  *
  * Results: chat and complete {"text", "finish_reason", "prompt_tokens", "cached_tokens", "completion_tokens",
- * "first_token_ms", "total_ms", "seed", "model", "choices": [{"text", "finish_reason", "logprobs"?}]} where finish_reason is
- * "stop" or "length"; embed {"embedding": [float], "tokens": n}; tokenize {"tokens": [{"id", "piece"}]}; detokenize {"text"};
+ * "first_token_ms", "total_ms", "seed", "model", "choices": [{"text", "finish_reason", "stop"?, "logprobs"?}]} where finish_reason is
+ * "stop" or "length", and stop the stop string that ended the text, if one did; embed {"embedding": [float], "tokens": n}; tokenize {"tokens": [{"id", "piece"}]}; detokenize {"text"};
  * session_save and session_load {"tokens", "cached_tokens", "bytes"};
  * token_count {"count"}; chunks {"chunks": [{"text", "start", "end", "tokens"}]} (byte offsets); models {"models": [..]};
  * stats: an object of figures.

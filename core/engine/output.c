@@ -15,6 +15,7 @@ struct mx_output {
     const char *const *stop; /* [n_stop] */
     int n_stop;
     size_t longest_stop;
+    const char *stopped_by; /* one of stop; NULL: none is complete */
     bool strip_space; /* until the first byte has come */
 
     char *text; /* [capacity], NUL-terminated */
@@ -115,15 +116,17 @@ static mx_status decode_byte(mx_output *o, uint8_t byte, mx_error *error)
 
 /* ---- Stop strings -----------------------------------------------------------------------------*/
 
-/* Where the first stop string in text[sent .. n_text) begins; n_text if there is none. */
-static size_t find_stop(const mx_output *o)
+/* Where the first stop string in text[sent .. n_text) begins, which is noted; n_text if there is none. */
+static size_t find_stop(mx_output *o)
 {
     size_t first = o->n_text;
 
     for (int i = 0; i < o->n_stop; i++) {
         const char *at = strstr(o->text + o->sent, o->stop[i]); /* the text has no NUL inside */
-        if (at && (size_t)(at - o->text) < first)
+        if (at && (size_t)(at - o->text) < first) {
             first = (size_t)(at - o->text);
+            o->stopped_by = o->stop[i];
+        }
     }
     return first;
 }
@@ -218,6 +221,11 @@ const char *mx_output_text(const mx_output *o, size_t *bytes)
 {
     *bytes = o->n_text;
     return o->text;
+}
+
+const char *mx_output_stopped_by(const mx_output *o)
+{
+    return o->stopped_by;
 }
 
 mx_status mx_output_add(mx_output *o, int32_t token, mx_piece *piece, mx_error *error)

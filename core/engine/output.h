@@ -36,4 +36,7 @@ mx_status mx_output_finish(mx_output *output, mx_piece *piece, mx_error *error);
 /* All text so far, NUL-terminated; the output's. */
 const char *mx_output_text(const mx_output *output, size_t *bytes);
 
+/* The stop string that ended the text; NULL: none. Of several that begin at the same place, the first of `stop`. */
+const char *mx_output_stopped_by(const mx_output *output);
+
 #endif

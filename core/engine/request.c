@@ -254,7 +254,7 @@ void mx_request_close(mx_request *r)
 
 static mx_choice choice_of(const mx_sequence *q)
 {
-    mx_choice c = {.finish = q->finish, .completion_tokens = mx_sequence_generated(q)};
+    mx_choice c = {.finish = q->finish, .stop = mx_output_stopped_by(q->output), .completion_tokens = mx_sequence_generated(q)};
 
     c.text = mx_output_text(q->output, &c.text_bytes);
     if (q->logprobs) {

@@ -24,6 +24,7 @@ typedef enum { MX_FINISH_STOP, MX_FINISH_LENGTH } mx_finish;
 
 typedef struct { /* of one choice */
     mx_finish finish;
+    const char *stop; /* the stop string that ended it; NULL: it ended otherwise */
     const char *text; /* whole text, valid UTF-8, NUL-terminated */
     size_t text_bytes;
     int completion_tokens;

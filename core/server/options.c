@@ -441,7 +441,7 @@ static const struct {
     [MX_OP_EMBED] = {"embed", STRING},
     [MX_OP_TOKENIZE] = {"tokenize", STRING},
     [MX_OP_DETOKENIZE] = {"detokenize", TOKENS},
-    [MX_OP_TOKEN_COUNT] = {"token_count", STRING},
+    [MX_OP_TOKEN_COUNT] = {"token_count", STRING | PROMPT | MESSAGES},
     [MX_OP_CHUNKS] = {"chunks", STRING | EXTENT},
     [MX_OP_MODELS] = {"models", 0},
     [MX_OP_STATS] = {"stats", 0},
@@ -518,9 +518,14 @@ static mx_status take_fields(mx_query *query, mx_error *error)
         if (status == MX_OK)
             status = take_text(given(json, "text"), "text", &query->text, error);
         return status;
+    case MX_OP_TOKEN_COUNT:
+        if (given(json, "text") && (given(json, "prompt") || given(json, "messages")))
+            return mx_fail(error, MX_INVALID, "text", "token_count: expected either text or a conversation, got both");
+        if (!given(json, "text") && (given(json, "prompt") || given(json, "messages")))
+            return take_conversation(given(json, "prompt"), given(json, "messages"), query, error);
+        return take_text(given(json, "text"), "text", &query->text, error);
     case MX_OP_EMBED:
     case MX_OP_TOKENIZE:
-    case MX_OP_TOKEN_COUNT:
         return take_text(given(json, "text"), "text", &query->text, error);
     default: /* models, stats, session_load: nothing */
         return MX_OK;

@@ -26,7 +26,7 @@ typedef struct {
     bool names_model;
 
     mx_str text;          /* prompt of complete; text of embed, tokenize, token_count, chunks */
-    mx_message *messages; /* [n_messages] of chat and session_save: the option `system` first, a prompt as one user message */
+    mx_message *messages; /* [n_messages] of chat, session_save and token_count: the option `system` first, a prompt as one user message */
     size_t n_messages;
     int32_t *tokens;      /* [n_tokens] of detokenize */
     size_t n_tokens;

@@ -64,6 +64,11 @@ static json_t *choices(const mx_outcome *outcome, const mx_tokenizer *tokenizer)
 
         entry = json_pack("{s:o, s:s}", "text", mx_json_text(choice->text, choice->text_bytes), "finish_reason",
                           finish_name(choice->finish));
+        if (entry && choice->stop &&
+            json_object_set_new(entry, "stop", mx_json_text(choice->stop, strlen(choice->stop))) != 0) {
+            json_decref(entry);
+            entry = NULL;
+        }
         if (entry && choice->n_logprobs > 0 &&
             json_object_set_new(entry, "logprobs", choice_logprobs(tokenizer, choice)) != 0) {
             json_decref(entry);

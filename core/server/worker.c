@@ -157,6 +157,25 @@ static mx_status compute(const mx_worker *worker, mx_call *call, mx_error *error
     return status;
 }
 
+/* Of a text, or of a conversation as the template writes it */
+static mx_status count_tokens(const mx_call *call, json_t **result, mx_error *error)
+{
+    const mx_query *query = &call->query;
+    uint8_t *classes = NULL;
+    mx_tokens tokens = {0};
+    mx_status status;
+
+    if (query->n_messages > 0)
+        status = render_messages(call, &tokens, &classes, error);
+    else
+        status = mx_tokenize(query->served->tokenizer, query->text.data, query->text.bytes, 0, &call->cancelled, &tokens, error);
+    if (status == MX_OK)
+        *result = json_pack("{s:I}", "count", (json_int_t)tokens.count);
+    mx_tokens_free(&tokens);
+    free(classes);
+    return status;
+}
+
 static mx_status tokenize(const mx_call *call, json_t **result, mx_error *error)
 {
     const mx_str *text = &call->query.text;
@@ -165,9 +184,7 @@ static mx_status tokenize(const mx_call *call, json_t **result, mx_error *error)
     mx_status status =
         mx_tokenize(tokenizer, text->data, text->bytes, 0, &call->cancelled, &tokens, error);
 
-    if (status == MX_OK && call->query.op == MX_OP_TOKEN_COUNT)
-        *result = json_pack("{s:I}", "count", (json_int_t)tokens.count);
-    else if (status == MX_OK)
+    if (status == MX_OK)
         *result = mx_result_tokens(tokenizer, &tokens);
     mx_tokens_free(&tokens);
     return status;
@@ -209,8 +226,10 @@ static void serve(const mx_worker *worker, mx_call *call)
     mx_status status;
 
     switch (call->query.op) {
-    case MX_OP_TOKENIZE:
     case MX_OP_TOKEN_COUNT:
+        status = count_tokens(call, &result, &error);
+        break;
+    case MX_OP_TOKENIZE:
         status = tokenize(call, &result, &error);
         break;
     case MX_OP_DETOKENIZE:

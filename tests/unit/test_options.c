@@ -272,7 +272,17 @@ static void other_operations(void **state)
     mx_query_free(&query);
     take("{\"op\":\"stats\",\"options\":{\"model\":\"tiny\"}}", &query);
     mx_query_free(&query);
+    take("{\"op\":\"token_count\",\"text\":\"abc\",\"messages\":null}", &query);
+    assert_int_equal(query.n_messages, 0);
+    assert_int_equal(query.text.bytes, 3);
+    mx_query_free(&query);
+    take("{\"op\":\"token_count\",\"messages\":[{\"role\":\"user\",\"content\":\"abc\"}]}", &query);
+    assert_int_equal(query.n_messages, 1);
+    mx_query_free(&query);
 
+    refuse("{\"op\":\"token_count\",\"text\":\"\",\"prompt\":\"\"}", MX_INVALID, "text",
+           "token_count: expected either text or a conversation, got both");
+    refuse("{\"op\":\"token_count\"}", MX_INVALID, "text", "text: expected a string, got nothing");
     refuse("{}", MX_INVALID, "op", "op: expected chat, complete, embed, tokenize, detokenize, token_count, chunks, models, "
            "stats, session_save or session_load, got nothing");
     refuse("{\"op\":\"dance\"}", MX_INVALID, "op", "op: expected chat, complete, embed, tokenize, detokenize, token_count, "

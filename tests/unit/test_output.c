@@ -293,9 +293,11 @@ static void stop_inside_a_token(void **state)
     begin_with(&r, stop, 1, false);
     add(&r, HELLO);
     assert_true(r.stopped);
+    assert_ptr_equal(mx_output_stopped_by(r.output), stop[0]);
     expect(&r, " He|");
     begin_with(&r, stop, 2, false); /* the one that begins first */
     add(&r, HELLO);
+    assert_ptr_equal(mx_output_stopped_by(r.output), stop[1]);
     expect(&r, " |");
 }
 
@@ -385,9 +387,11 @@ static void holds_back_what_it_must_and_no_more(void **state)
             const char *end = stop_at_end(text, stop, 4);
             assert_int_equal(piece.stopped, end != NULL);
             if (end) {
+                assert_string_equal(mx_output_stopped_by(output), end);
                 text[end - text] = '\0';
                 stops++;
             } else {
+                assert_null(mx_output_stopped_by(output));
                 assert_int_equal(strlen(given), safe_bytes(text, stop, 4));
             }
             assert_memory_equal(given, text, strlen(given));

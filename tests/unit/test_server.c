@@ -92,6 +92,29 @@ static void seeds_and_choices_and_logprobs(void **state)
     mx_engine_close(engine);
 }
 
+static void the_result_names_the_stop_string(void **state)
+{
+    mx_engine *engine = open_engine();
+    mx_client *client = open_client(engine);
+    json_t *json, *choice;
+    (void)state;
+
+    json = result_of(client, "{\"op\":\"complete\",\"prompt\":\"x\",\"options\":{\"max_tokens\":8,\"ignore_eos\":true,"
+                             "\"temperature\":0}}");
+    choice = json_array_get(json_object_get(json, "choices"), 0);
+    assert_null(json_object_get(choice, "stop"));
+    json_decref(json);
+    /* of every letter the first that comes ends it */
+    json = result_of(client, "{\"op\":\"complete\",\"prompt\":\"x\",\"options\":{\"max_tokens\":400,\"ignore_eos\":true,"
+                             "\"temperature\":1,\"seed\":1,\"stop\":[\"a\",\"e\",\"i\",\"o\"]}}");
+    choice = json_array_get(json_object_get(json, "choices"), 0);
+    assert_string_equal(json_string_value(json_object_get(choice, "finish_reason")), "stop");
+    assert_non_null(strchr("aeio", json_string_value(json_object_get(choice, "stop"))[0]));
+    json_decref(json);
+    mx_client_close(client);
+    mx_engine_close(engine);
+}
+
 static void other_operations(void **state)
 {
     mx_engine *engine = open_engine();
@@ -688,7 +711,8 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(chat_streams_and_ends_with_a_result),
         cmocka_unit_test(seeds_and_choices_and_logprobs),
-        cmocka_unit_test(other_operations),
+        cmocka_unit_test(the_result_names_the_stop_string),
+cmocka_unit_test(other_operations),
         cmocka_unit_test(bad_requests_leave_the_connection_alive),
         cmocka_unit_test(hostile_frames_close_the_connection),
         cmocka_unit_test(cancel_ends_a_request),
