@@ -141,6 +141,8 @@ struct ngx_http_mixtral_api_s {
 
     /* the answer in one, of all calls' results; NULL: out of memory */
     json_t     *(*answer)(ngx_http_mixtral_exchange_t *x);
+
+    ngx_uint_t    anthropic;                /* whose shape errors have */
 };
 
 
@@ -208,6 +210,7 @@ ngx_http_mixtral_engine_t *ngx_http_mixtral_find_engine(ngx_conf_t *cf,
 ngx_int_t ngx_http_mixtral_handler(ngx_http_request_t *r);
 ngx_http_mixtral_exchange_t *ngx_http_mixtral_create(ngx_http_request_t *r,
     ngx_http_mixtral_engine_t *engine);
+const ngx_http_mixtral_api_t *ngx_http_mixtral_find_api(ngx_str_t *uri);
 
 /* command, owned, supervisor: engines that nginx runs */
 ngx_http_mixtral_command_t *ngx_http_mixtral_parse_command(ngx_conf_t *cf,
@@ -245,7 +248,8 @@ void ngx_http_mixtral_write_handler(ngx_http_request_t *r);
 ngx_int_t ngx_http_mixtral_refuse(ngx_http_mixtral_exchange_t *x,
     mx_status status, const char *field, const char *format, ...)
     __attribute__((format(printf, 4, 5)));
-json_t *ngx_http_mixtral_error_json(const mx_error *error);
+json_t *ngx_http_mixtral_error_json(const mx_error *error,
+    ngx_uint_t anthropic);
 ngx_int_t ngx_http_mixtral_send_error(ngx_http_request_t *r,
     const mx_error *error);
 ngx_int_t ngx_http_mixtral_add_header(ngx_http_request_t *r, const char *name,
@@ -265,6 +269,7 @@ ngx_int_t ngx_http_mixtral_copy(ngx_http_mixtral_exchange_t *x,
 ngx_int_t ngx_http_mixtral_text(ngx_http_mixtral_exchange_t *x,
     const char *field, json_t *content, json_t **text);
 void ngx_http_mixtral_count(ngx_http_mixtral_exchange_t *x, json_t *result);
+const char *ngx_http_mixtral_answer_model(ngx_http_mixtral_exchange_t *x);
 
 /* keys */
 char *ngx_http_mixtral_set_keys(ngx_conf_t *cf, ngx_command_t *cmd,
@@ -291,6 +296,8 @@ ngx_uint_t ngx_http_mixtral_model_name(const ngx_str_t *uri, ngx_str_t *name);
 /* apis */
 extern const ngx_http_mixtral_api_t  ngx_http_mixtral_chat_api;
 extern const ngx_http_mixtral_api_t  ngx_http_mixtral_completions_api;
+extern const ngx_http_mixtral_api_t  ngx_http_mixtral_messages_api;
+extern const ngx_http_mixtral_api_t  ngx_http_mixtral_count_tokens_api;
 extern const ngx_http_mixtral_api_t  ngx_http_mixtral_embeddings_api;
 extern const ngx_http_mixtral_api_t  ngx_http_mixtral_models_api;
 extern const ngx_http_mixtral_api_t  ngx_http_mixtral_model_api;

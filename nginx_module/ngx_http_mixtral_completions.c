@@ -32,7 +32,8 @@ const ngx_http_mixtral_api_t  ngx_http_mixtral_chat_api = {
     ngx_http_mixtral_chat_begin,
     ngx_http_mixtral_chat_piece,
     ngx_http_mixtral_chat_end,
-    ngx_http_mixtral_chat_answer
+    ngx_http_mixtral_chat_answer,
+    0
 };
 
 
@@ -43,7 +44,8 @@ const ngx_http_mixtral_api_t  ngx_http_mixtral_completions_api = {
     ngx_http_mixtral_text_begin,
     ngx_http_mixtral_text_piece,
     ngx_http_mixtral_text_end,
-    ngx_http_mixtral_text_answer
+    ngx_http_mixtral_text_answer,
+    0
 };
 
 
@@ -189,23 +191,13 @@ static json_t *
 ngx_http_mixtral_object(ngx_http_mixtral_exchange_t *x, const char *prefix,
     const char *kind, json_t *choices)
 {
-    json_t      *object, *model;
-    const char  *name;
-
-    /* of a stream, all chunks say the same */
-
-    name = x->stream ? NULL : (char *) x->model.data;
-
-    if (name == NULL) {
-        model = ngx_http_mixtral_field(x->body, "model");
-        name = json_is_string(model) ? json_string_value(model)
-                                     : (char *) x->engine->name.data;
-    }
+    json_t  *object;
 
     object = json_pack("{s:o, s:s, s:I, s:s, s:o}",
                        "id", json_sprintf("%s-%s", prefix, x->id),
                        "object", kind, "created", (json_int_t) x->created,
-                       "model", name, "choices", choices);
+                       "model", ngx_http_mixtral_answer_model(x),
+                       "choices", choices);
 
     if (object != NULL && x->stream && x->include_usage
         && json_object_set_new(object, "usage", json_null()) != 0)

@@ -83,11 +83,16 @@ ngx_http_mixtral_call(ngx_http_mixtral_exchange_t *x, ngx_uint_t index,
 
 
 /* How many calls may be under way: no more than the key's own limit, which
- * the calls of one request are not to exceed by themselves */
+ * the calls of one request are not to exceed by themselves, nor any limit
+ * with a stream of /v1/messages, which is one request */
 
 static ngx_uint_t
 ngx_http_mixtral_window(ngx_http_mixtral_exchange_t *x)
 {
+    if (x->api != NULL && x->api->anthropic) {
+        return 1;
+    }
+
     if (x->key != NULL && x->key->requests > 0) {
         return ngx_min((ngx_uint_t) x->key->requests, NGX_HTTP_MIXTRAL_CALLS);
     }

@@ -3,8 +3,8 @@
  * Copyright 2026 the mixtral authors.
  * Licensed under the Apache License, Version 2.0.
  *
- * Errors: the one table of what an engine's status is in HTTP, the shape in
- * which OpenAI's clients look for a message, and a filter
+ * Errors: the one table of what an engine's status is in HTTP, the shapes in
+ * which OpenAI's and Anthropic's clients look for a message, and a filter
  * that gives nginx's own refusals (413, limit_req's 503, access rules) the
  * same shape in locations with mixtral_api: in HTML, clients show nothing.
  */
@@ -45,27 +45,38 @@ static const struct {
     ngx_uint_t   status;
     const char  *type;          /* OpenAI's */
     const char  *code;          /* NULL: none */
+    const char  *anthropic;     /* type */
     const char  *message;       /* where nginx itself refuses */
 } ngx_http_mixtral_kinds[] = {
     { 400, "invalid_request_error", NULL,
+      "invalid_request_error",
       "The request is malformed." },
     { 401, "invalid_request_error", "invalid_api_key",
+      "authentication_error",
       "Access needs credentials." },
     { 403, "permission_error", NULL,
+      "permission_error",
       "Access is denied." },
     { 404, "invalid_request_error", NULL,
+      "not_found_error",
       "There is nothing here." },
     { 405, "invalid_request_error", NULL,
+      "invalid_request_error",
       "This endpoint does not take that method." },
     { 408, "invalid_request_error", NULL,
+      "invalid_request_error",
       "The request took too long to come." },
     { 413, "invalid_request_error", "request_too_large",
+      "request_too_large",
       "The body is larger than this server takes." },
     { 429, "rate_limit_error", "rate_limit_exceeded",
+      "rate_limit_error",
       "There were too many requests." },
     { 503, "server_error", "unavailable",
+      "overloaded_error",
       "The server is busy, or not ready yet." },
     { 500, "server_error", NULL,
+      "api_error",
       "The server failed." },
 };
 
@@ -141,13 +152,32 @@ ngx_http_mixtral_http_status(const mx_error *error)
 }
 
 
+/* By the URI: nginx refuses before there is an exchange. */
+
+static ngx_uint_t
+ngx_http_mixtral_is_anthropic(ngx_http_request_t *r)
+{
+    const ngx_http_mixtral_api_t  *api;
+
+    api = ngx_http_mixtral_find_api(&r->uri);
+
+    return api != NULL && api->anthropic;
+}
+
+
 static json_t *
-ngx_http_mixtral_shape(ngx_uint_t status, const char *code, const char *param,
-    const char *message)
+ngx_http_mixtral_shape(ngx_uint_t anthropic, ngx_uint_t status,
+    const char *code, const char *param, const char *message)
 {
     ngx_uint_t  i;
 
     i = ngx_http_mixtral_kind_of(status);
+
+    if (anthropic) {
+        return json_pack("{s:s, s:{s:s, s:s}}", "type", "error", "error",
+                         "type", ngx_http_mixtral_kinds[i].anthropic,
+                         "message", message);
+    }
 
     return json_pack("{s:{s:s, s:s, s:s?, s:s?}}", "error",
                      "message", message,
@@ -158,7 +188,7 @@ ngx_http_mixtral_shape(ngx_uint_t status, const char *code, const char *param,
 
 
 json_t *
-ngx_http_mixtral_error_json(const mx_error *error)
+ngx_http_mixtral_error_json(const mx_error *error, ngx_uint_t anthropic)
 {
     const char  *code, *param;
     ngx_uint_t   status;
@@ -183,7 +213,7 @@ ngx_http_mixtral_error_json(const mx_error *error)
         code = "context_length_exceeded";
     }
 
-    return ngx_http_mixtral_shape(status, code, param, error->text);
+    return ngx_http_mixtral_shape(anthropic, status, code, param, error->text);
 }
 
 
@@ -247,7 +277,8 @@ ngx_http_mixtral_send_error(ngx_http_request_t *r, const mx_error *error)
     }
 
     return ngx_http_mixtral_send_json(r, status,
-                                      ngx_http_mixtral_error_json(error));
+                                      ngx_http_mixtral_error_json(error,
+                                          ngx_http_mixtral_is_anthropic(r)));
 }
 
 
@@ -320,7 +351,8 @@ ngx_http_mixtral_body_filter(ngx_http_request_t *r, ngx_chain_t *in)
     }
 
     i = ngx_http_mixtral_kind_of(r->headers_out.status);
-    json = ngx_http_mixtral_shape(r->headers_out.status, NULL, NULL,
+    json = ngx_http_mixtral_shape(ngx_http_mixtral_is_anthropic(r),
+                                  r->headers_out.status, NULL, NULL,
                                   ngx_http_mixtral_kinds[i].message);
     text = json ? json_dumps(json, JSON_COMPACT) : NULL;
     json_decref(json);

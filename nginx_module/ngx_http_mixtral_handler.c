@@ -20,6 +20,8 @@ static void ngx_http_mixtral_body_handler(ngx_http_request_t *r);
 static const ngx_http_mixtral_api_t  *ngx_http_mixtral_apis[] = {
     &ngx_http_mixtral_chat_api,
     &ngx_http_mixtral_completions_api,
+    &ngx_http_mixtral_messages_api,
+    &ngx_http_mixtral_count_tokens_api,
     &ngx_http_mixtral_embeddings_api,
     &ngx_http_mixtral_models_api,
     &ngx_http_mixtral_tokenize_api,
@@ -28,7 +30,7 @@ static const ngx_http_mixtral_api_t  *ngx_http_mixtral_apis[] = {
 };
 
 
-static const ngx_http_mixtral_api_t *
+const ngx_http_mixtral_api_t *
 ngx_http_mixtral_find_api(ngx_str_t *uri)
 {
     size_t                         best;

@@ -348,3 +348,21 @@ ngx_http_mixtral_count(ngx_http_mixtral_exchange_t *x, json_t *result)
     x->model.len = json_string_length(model);
     ngx_memcpy(x->model.data, name, x->model.len + 1);
 }
+
+
+/* Of an answer.  All chunks of a stream say the same. */
+
+const char *
+ngx_http_mixtral_answer_model(ngx_http_mixtral_exchange_t *x)
+{
+    json_t  *model;
+
+    if (!x->stream && x->model.data != NULL) {
+        return (char *) x->model.data;
+    }
+
+    model = ngx_http_mixtral_field(x->body, "model");
+
+    return json_is_string(model) ? json_string_value(model)
+                                 : (char *) x->engine->name.data;
+}

@@ -436,8 +436,12 @@ ngx_http_mixtral_fail(ngx_http_mixtral_exchange_t *x)
     ngx_log_error(NGX_LOG_ERR, r->connection->log, 0,
                   "mixtral: a stream ends with an error: %s", x->error.text);
 
-    if (ngx_http_mixtral_sse(x, ngx_http_mixtral_error_json(&x->error))
-        != NGX_OK)
+    if ((x->api->anthropic
+         && ngx_http_mixtral_write(x, "event: error\n", 13) != NGX_OK)
+        || ngx_http_mixtral_sse(x,
+                                ngx_http_mixtral_error_json(&x->error,
+                                                            x->api->anthropic))
+           != NGX_OK)
     {
         ngx_http_finalize_request(r, NGX_ERROR);
         return;

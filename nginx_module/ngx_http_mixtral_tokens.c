@@ -40,7 +40,8 @@ const ngx_http_mixtral_api_t  ngx_http_mixtral_embeddings_api = {
     NULL,
     NULL,
     NULL,
-    ngx_http_mixtral_embeddings_answer
+    ngx_http_mixtral_embeddings_answer,
+    0
 };
 
 
@@ -51,7 +52,8 @@ const ngx_http_mixtral_api_t  ngx_http_mixtral_models_api = {
     NULL,
     NULL,
     NULL,
-    ngx_http_mixtral_models_answer
+    ngx_http_mixtral_models_answer,
+    0
 };
 
 
@@ -62,7 +64,8 @@ const ngx_http_mixtral_api_t  ngx_http_mixtral_model_api = {
     NULL,
     NULL,
     NULL,
-    ngx_http_mixtral_model_answer
+    ngx_http_mixtral_model_answer,
+    0
 };
 
 
@@ -73,7 +76,8 @@ const ngx_http_mixtral_api_t  ngx_http_mixtral_tokenize_api = {
     NULL,
     NULL,
     NULL,
-    ngx_http_mixtral_tokenize_answer
+    ngx_http_mixtral_tokenize_answer,
+    0
 };
 
 
@@ -84,7 +88,8 @@ const ngx_http_mixtral_api_t  ngx_http_mixtral_detokenize_api = {
     NULL,
     NULL,
     NULL,
-    ngx_http_mixtral_detokenize_answer
+    ngx_http_mixtral_detokenize_answer,
+    0
 };
 
 
@@ -95,7 +100,8 @@ const ngx_http_mixtral_api_t  ngx_http_mixtral_health_api = {
     NULL,
     NULL,
     NULL,
-    ngx_http_mixtral_health_answer
+    ngx_http_mixtral_health_answer,
+    0
 };
 
 
