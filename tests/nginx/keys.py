@@ -2,6 +2,7 @@
 """API keys, before an engine that trusts nginx and one that does not."""
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -18,6 +19,7 @@ class Suite(server.Suite):
     HTTP = """
     mixtral_engine main unix:{folder}/engine.sock;
     mixtral_engine foreign unix:{folder}/foreign.sock;
+    mixtral_engine own model={folder}/tiny.gguf program={folder}/mixtral threads=1;
     mixtral_keys {folder}/keys;
     """
     SERVER = """
@@ -25,6 +27,8 @@ class Suite(server.Suite):
         location /open/ { mixtral_api main; mixtral_keys off; }
         location /relative/ { mixtral_api main; mixtral_keys keys; }
         location /foreign/ { mixtral_api foreign; }
+        location /own/ { mixtral_api own; }
+        location = /metrics { mixtral_metrics own main; }
         location /any/ { mixtral_api main; satisfy any; allow all; }
         location /static/ { return 200 "no key\\n"; }
     """
@@ -34,7 +38,18 @@ class Suite(server.Suite):
         cls.keys = {}
         for name, *limits in (("alice",), ("bob", "--requests", "1"), ("carol", "--tokens-per-minute", "20")):
             cls.key("new", "--name", name, *limits)
+        cls.prepare_own()
         super().start_engine()
+
+    @classmethod
+    def prepare_own(cls):
+        """What an engine that nginx runs is made of, where nginx's user can read it."""
+        model, program = os.path.join(cls.folder, "tiny.gguf"), os.path.join(cls.folder, "mixtral")
+        done = harness.run("synth", model, *harness.TINY, "--type", "F16")
+        assert done.returncode == 0, done.stderr
+        shutil.copy(harness.CLI, program)
+        os.chmod(model, 0o644)
+        os.chmod(program, 0o755)
 
     @classmethod
     def key(cls, verb, *arguments):
@@ -169,6 +184,18 @@ class Suite(server.Suite):
         cached = [self.get("/v1/completions", {"prompt": prompt, "max_tokens": 1}, **self.by(name))
                   ["usage"]["prompt_tokens_details"]["cached_tokens"] for name in ("alice", "alice", "bob", "bob")]
         self.assertEqual([tokens > 0 for tokens in cached], [False, True, False, True])
+
+    def test_an_engine_that_nginx_runs_trusts_it(self):
+        self.until(lambda: self.send("/own/health", **self.by("bob")).status == 200)
+        body = {"prompt": "ab", "max_tokens": 500, "ignore_eos": True, "stream": True, "n": 8}
+        self.get("/own/completions", dict(body, stream=False, max_tokens=2), **self.by("bob"))
+        response = self.send("/own/completions", body, **self.by("bob"))
+        response.readline()
+        self.assertEqual(self.send("/own/completions", body, **self.by("bob")).status, 429)
+        self.assertEqual(self.send("/own/completions", body, **self.by("nobody")).status, 401)
+        self.assertTrue(response.read().endswith(b"data: [DONE]\n\n"))
+        text = self.send("/metrics").read().decode()
+        self.assertIn('mixtral_up{engine="own"} 1\nmixtral_up{engine="main"} 1\n', text)
 
     def test_an_engine_that_does_not_trust_nginx(self):
         if WORKER == os.getuid():
