@@ -25,7 +25,7 @@ STATUSES = {200, 400, 404, 413, 429, 503}  # 503: too many of them wait
 
 CHAT = {"messages": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "abc"},
                      {"role": "assistant", "content": "d"}, {"role": "user", "content": [{"type": "text", "text": "e"}]}],
-        "template": "chatml", "max_tokens": 3, "temperature": 0.5, "seed": 7}
+        "template": "mixtral", "max_tokens": 3, "temperature": 0.5, "seed": 7}
 SEEDS = [
     ("/chat/completions", CHAT),
     ("/chat/completions", dict(CHAT, stream=True, stream_options={"include_usage": True}, n=2, timings=True)),
@@ -37,8 +37,8 @@ SEEDS = [
     ("/tokenize", {"content": "ab cd", "with_pieces": True, "add_special": False}),
     ("/detokenize", {"tokens": [3, 5, 8]}),
     ("/messages", {"system": [{"type": "text", "text": "Be brief."}], "messages": [{"role": "user", "content": "abc"}], "max_tokens": 3,
-                   "stop_sequences": ["q"], "stream": True, "metadata": {"user_id": "me"}, "template": "chatml"}),
-    ("/messages/count_tokens", {"messages": [{"role": "user", "content": "abc"}], "template": "chatml"}),
+                   "stop_sequences": ["q"], "stream": True, "metadata": {"user_id": "me"}, "template": "mixtral"}),
+    ("/messages/count_tokens", {"messages": [{"role": "user", "content": "abc"}], "template": "mixtral"}),
 ]
 FIELDS = sorted({name for _, seed in SEEDS for name in seed} | {"model", "tenant", "options", "op", "", "\0", "dimensions", "top_p"})
 ATOMS = [None, True, False, 0, -1, 1, 2 ** 31 - 1, 2 ** 31, 2 ** 63 - 1, 2 ** 63, -2 ** 63, 10 ** 40, 0.1, -0.0, 1e308, 5e-324, "", "a",
@@ -193,6 +193,7 @@ class Suite(server.Suite):
     def test_hostile_bodies(self):
         good = {"prompt": "ab", "max_tokens": 8, "ignore_eos": True, "seed": 1}
         before = self.get("/v1/completions", good)["choices"][0]["text"]
+        self.get("/v1/chat/completions", CHAT)  # what is mutated is good
         self.counts, self.failures_ = {}, []
         self.end = time.monotonic() + SECONDS
         seeds = [SEED] if SEED else [str(random.SystemRandom().randrange(10 ** 9)) for _ in range(CLIENTS)]
