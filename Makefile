@@ -154,7 +154,7 @@ $(BUILD)/nginx/objs/Makefile: nginx_module/config
 $(BUILD)/ngx_http_mixtral_module.so: $(BUILD)/nginx/objs/Makefile $(NGINX_SOURCE) core/mx.h core/server/keys.h $(BUILD)/nginx/libclient.a
 	@rm -f $(BUILD)/nginx/objs/ngx_http_mixtral_module.so
 	@$(MAKE) -C $(BUILD)/nginx -f objs/Makefile modules
-	cp $(BUILD)/nginx/objs/ngx_http_mixtral_module.so $@
+	cp --remove-destination $(BUILD)/nginx/objs/ngx_http_mixtral_module.so $@ # a running nginx keeps the old one
 
 check:  ## install what is missing, build, and run every test
 	@tests/install.sh demo check pg nginx

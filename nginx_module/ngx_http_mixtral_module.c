@@ -161,15 +161,28 @@ ngx_http_mixtral_merge_loc_conf(ngx_conf_t *cf, void *parent, void *child)
         conf->keys = prev->keys;
     }
 
-    ngx_conf_merge_msec_value(conf->timeout, prev->timeout,
-                              conf->metrics ? NGX_HTTP_MIXTRAL_SCRAPE
-                                            : NGX_HTTP_MIXTRAL_TIMEOUT);
+    if (conf->timeout == NGX_CONF_UNSET_MSEC) {
+        conf->timeout = prev->timeout;
+    }
+
+    clcf = ngx_http_conf_get_module_loc_conf(cf, ngx_http_core_module);
+
+    if (clcf->noname) {
+        /* in "if" and "limit_except" the location's own handler runs */
+
+        conf->engine = prev->engine;
+        conf->metrics = prev->metrics;
+    }
+
+    if (conf->metrics != NULL) {
+        ngx_conf_init_msec_value(conf->timeout, NGX_HTTP_MIXTRAL_SCRAPE);
+    }
 
     if (conf->engine == NULL) {
         return NGX_CONF_OK;
     }
 
-    clcf = ngx_http_conf_get_module_loc_conf(cf, ngx_http_core_module);
+    ngx_conf_init_msec_value(conf->timeout, NGX_HTTP_MIXTRAL_TIMEOUT);
 
     if (conf->keys == NGX_CONF_UNSET_PTR) {
         ngx_log_error(NGX_LOG_EMERG, cf->log, 0,

@@ -49,6 +49,13 @@ class Suite(server.Suite):
             add_header Access-Control-Allow-Origin "*" always;
             add_header Access-Control-Allow-Headers "Authorization, Content-Type" always;
         }
+        location /blocks/ {
+            mixtral_api main;
+            mixtral_keys {folder}/keys;
+            if ($http_origin) { add_header X-If yes always; }
+            limit_except GET POST { deny all; }
+        }
+        location = /metrics { mixtral_metrics main; if ($http_origin) { add_header X-If yes always; } }
         location /cors/limited/ { mixtral_api main; mixtral_keys off; limit_req zone=cors; add_header X-Limited yes always; }
         location /cors/gone/ { mixtral_api none; mixtral_keys off; add_header X-Gone yes always; }
         location /packed/ { mixtral_api main; mixtral_keys off; gzip on; gzip_types application/json; gzip_min_length 1; gzip_proxied any; }
@@ -181,6 +188,19 @@ class Suite(server.Suite):
             response = self.send(path)
             response.read()
             self.assertEqual((response.status, response.headers[name]), (503, "yes"))
+
+    def test_blocks_in_a_location(self):
+        # the location's handler runs there with the block's settings
+        for headers, also in (({}, None), ({"Origin": "https://a"}, "yes")):
+            key = dict(headers, **{"X-Api-Key": self.key})
+            for path, body in (("/blocks/models", None), ("/blocks/chat/completions", HELLO), ("/blocks/tokenize", {"content": "a" * 2 ** 21})):
+                response = self.send(path, body, headers=key)
+                self.assertEqual((response.status, response.headers["X-If"]), (200, also), response.read())
+                response.read()
+            self.error(401, "/blocks/chat/completions", HELLO, headers=headers)
+            self.error(404, "/blocks/x", headers=headers)
+            self.assertIn(b"mixtral_num_requests_running", self.send("/metrics", headers=headers).read())
+        self.error(403, "/blocks/models", method="DELETE")
 
     def test_gzip(self):
         for path in "/packed/models", "/packed/models/x":

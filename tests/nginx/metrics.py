@@ -35,6 +35,7 @@ class Suite(server.Suite):
         location = /all { mixtral_metrics main none; }
         location = /none { mixtral_metrics none; }
         location = /mute { mixtral_metrics mute main; mixtral_timeout 400ms; }
+        location = /default { mixtral_metrics mute; }
         location /mute/ { mixtral_api mute; mixtral_keys off; mixtral_timeout 400ms; }
         location /patient/ { mixtral_api main; mixtral_keys off; mixtral_timeout 200ms; }
         location = /closed { mixtral_metrics main; deny all; }
@@ -161,6 +162,10 @@ class Suite(server.Suite):
             self.assertIn("does not answer", error["message"])
             self.error(503, "/mute/models")
         self.assertIn('engine "mute" has said nothing for', self.log())
+        begin = time.monotonic()
+        self.assertEqual(self.value("mixtral_up", self.families("/default")), 0)
+        self.assertGreater(time.monotonic() - begin, 4)
+        self.assertLess(time.monotonic() - begin, 9) # Prometheus waits for 10
 
     def test_an_engine_that_stops(self):
         response = self.send("/patient/completions", {"prompt": "One", "stream": True, **LONG})

@@ -98,8 +98,9 @@ class Suite(unittest.TestCase):
 
     @classmethod
     def tearDownClass(cls):
-        if "exited on signal" in cls.log():
-            raise AssertionError("a worker died: " + cls.log())
+        log = cls.log()
+        if "exited on signal" in log:
+            raise AssertionError("a worker died: " + log[-4000:])
 
     @classmethod
     def log(cls):
