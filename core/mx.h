@@ -143,6 +143,7 @@ typedef struct {
     int choice;       /* PIECE: 0 .. n-1, of the request's option `n` */
     const char *text; /* PIECE: NUL-terminated, text_bytes long; the client's, until its next call */
     size_t text_bytes;
+    int cached_tokens; /* PIECE: of the request's prompt, with its first piece; -1: it has been said */
     const char *json; /* RESULT: NUL-terminated JSON object; the client's, until its next call */
     size_t json_bytes;
     mx_error error;   /* ERROR */

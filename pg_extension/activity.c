@@ -39,7 +39,7 @@
 PG_FUNCTION_INFO_V1(mixtral_activity);
 
 #define TABLE_MARK	0x6D697874
-#define COLUMNS		8
+#define COLUMNS		9
 
 typedef struct Activity
 {
@@ -51,6 +51,7 @@ typedef struct Activity
 	MixtralActivityState state;
 	int			requests;		/* in the engine */
 	int64		tokens;			/* that have come, of all that is open */
+	int64		cached;			/* tokens of their prompts that came from the cache; -1: not known yet */
 } Activity;
 
 typedef struct Slot
@@ -199,6 +200,8 @@ mixtral_activity_begin(const char *function)
 	own.since = GetCurrentTimestamp();
 	strlcpy(own.function, function, sizeof(own.function));
 	own.state = MIXTRAL_CONNECTING;
+	if (n_open == 1)
+		own.cached = -1;
 	find_table();
 	write_slot();
 }
@@ -220,10 +223,13 @@ mixtral_activity_requests(int change)
 	write_slot();
 }
 
+/* A piece has come; `cached` as in mx_event: with a request's first one, else -1 */
 void
-mixtral_activity_token(void)
+mixtral_activity_piece(int cached)
 {
 	own.tokens++;
+	if (cached >= 0)
+		own.cached = Max(own.cached, 0) + cached;
 	write_slot();
 }
 
@@ -277,7 +283,9 @@ mixtral_activity(PG_FUNCTION_ARGS)
 		values[4] = CStringGetTextDatum(state_names[a.state]);
 		values[5] = Int32GetDatum(a.requests);
 		values[6] = Int64GetDatum(a.tokens);
-		values[7] = TimestampTzGetDatum(a.since);
+		values[7] = Int64GetDatum(a.cached);
+		nulls[7] = a.cached < 0;
+		values[8] = TimestampTzGetDatum(a.since);
 		Assert(rsinfo->setDesc->natts == COLUMNS);
 		tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, nulls);
 	}

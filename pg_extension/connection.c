@@ -257,7 +257,7 @@ mixtral_receive(MixtralConnection *connection, mx_event *event)
 	{
 		connection->has_piece = true;
 		mixtral_activity_state(MIXTRAL_GENERATING);
-		mixtral_activity_token();
+		mixtral_activity_piece(event->cached_tokens);
 	}
 	else
 	{

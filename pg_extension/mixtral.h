@@ -171,7 +171,7 @@ typedef enum MixtralActivityState
 extern void mixtral_activity_begin(const char *function);
 extern void mixtral_activity_state(MixtralActivityState state);
 extern void mixtral_activity_requests(int change);
-extern void mixtral_activity_token(void);
+extern void mixtral_activity_piece(int cached);
 extern void mixtral_activity_end(void);
 
 /* ---- listen.c ---- */

@@ -120,7 +120,7 @@ AS 'MODULE_PATHNAME', 'mixtral_engine' LANGUAGE C VOLATILE PARALLEL SAFE COST 10
 
 CREATE FUNCTION mixtral_activity()
 RETURNS TABLE(pid int, backend_start timestamptz, role oid, function text, state text, requests int, tokens bigint,
-    since timestamptz)
+    cached bigint, since timestamptz)
 AS 'MODULE_PATHNAME', 'mixtral_activity' LANGUAGE C VOLATILE PARALLEL RESTRICTED COST 100 ROWS 10;
 
 CREATE VIEW mixtral_models AS
@@ -142,9 +142,11 @@ CREATE VIEW mixtral_stat_engine AS
             first_tokens bigint, queue_ms_total bigint, first_token_ms_total bigint, weight_bytes bigint, kv_bytes bigint,
             batch jsonb, queue_ms jsonb, first_token_ms jsonb, models jsonb);
 
--- Who is using the engine. A role sees its own rows, and those of the roles it is a member of; pg_read_all_stats sees all.
+-- Who is using the engine. tokens: that have come; cached: of the prompts, that had not to be read again, known once an answer
+-- begins. A role sees its own rows, and those of the roles it is a member of; pg_read_all_stats sees all.
 CREATE VIEW mixtral_stat_activity AS
-    SELECT a.pid, s.datname, r.rolname AS usename, s.application_name, a.function, a.state, a.requests, a.tokens, a.since
+    SELECT a.pid, s.datname, r.rolname AS usename, s.application_name, a.function, a.state, a.requests, a.tokens, a.cached,
+        a.since
     FROM mixtral_activity() AS a
         JOIN pg_catalog.pg_stat_activity AS s ON s.pid = a.pid AND s.backend_start = a.backend_start
         LEFT JOIN pg_catalog.pg_roles AS r ON r.oid = a.role;

@@ -632,6 +632,8 @@ static void note_first_token(mx_scheduler *s, mx_request *r)
     add(&s->count.first_token_us, first_us);
     count_time(s->count.queue_times, queue_us);
     count_time(s->count.first_token_times, first_us);
+    if (r->sink.begun && !r->embed)
+        r->sink.begun(r->sink.arg, r->cached_tokens);
 }
 
 /* The prompt is computed: the other choices share its blocks and take their first tokens from the

@@ -59,6 +59,8 @@ typedef struct { /* the caller's between the sink's `ready` and mx_scheduler_rel
 
 /* Where a request's output goes. Called on the scheduler's thread, never after `end`; must not block. */
 typedef struct {
+    /* Before the first piece: how many tokens of the prompt came from the cache. NULL: not wanted. */
+    void (*begun)(void *arg, int cached_tokens);
     /* Whole UTF-8 characters. False: there is no memory for them, and the request fails. */
     bool (*piece)(void *arg, int choice, const char *text, size_t bytes);
     void (*end)(void *arg, const mx_outcome *outcome, const mx_error *error); /* exactly one of the two is not NULL; once, last */

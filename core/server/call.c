@@ -164,6 +164,7 @@ mx_status mx_call_open(mx_channel *channel, uint32_t id, mx_query *query, mx_cal
     c->channel = channel;
     c->id = id;
     c->query = *query;
+    c->cached_tokens = -1;
     c->arrived_ns = mx_now_ns();
     atomic_init(&c->references, 1);
     pthread_mutex_lock(&channel->lock);
@@ -274,10 +275,28 @@ bool mx_call_submitted(mx_call *call, uint64_t handle)
 
 /* ---- The scheduler's side ---- */
 
+static void sink_begun(void *arg, int cached_tokens)
+{
+    mx_call *call = arg;
+
+    call->cached_tokens = cached_tokens;
+}
+
+/* The first piece says how much of the prompt came from the cache. */
+static json_t *piece_body(mx_call *call, int choice, const char *text, size_t bytes)
+{
+    int cached_tokens = call->cached_tokens;
+
+    call->cached_tokens = -1;
+    if (cached_tokens < 0)
+        return json_pack("{s:i, s:o}", "choice", choice, "text", mx_json_text(text, bytes));
+    return json_pack("{s:i, s:o, s:i}", "choice", choice, "text", mx_json_text(text, bytes), "cached_tokens", cached_tokens);
+}
+
 static bool sink_piece(void *arg, int choice, const char *text, size_t bytes)
 {
     mx_call *call = arg;
-    json_t *body = json_pack("{s:i, s:o}", "choice", choice, "text", mx_json_text(text, bytes));
+    json_t *body = piece_body(call, choice, text, bytes);
     size_t body_bytes = 0;
     char *frame = body ? mx_json_dump(body, &body_bytes) : NULL;
     bool sent = frame && send_frame(call->channel, NULL, MX_FRAME_PIECE, call->id, frame, body_bytes, NULL) == MX_OK;
@@ -307,5 +326,5 @@ static bool sink_paused(void *arg)
 
 mx_sink mx_call_sink(mx_call *call)
 {
-    return (mx_sink){.piece = sink_piece, .end = sink_end, .paused = sink_paused, .arg = call};
+    return (mx_sink){.begun = sink_begun, .piece = sink_piece, .end = sink_end, .paused = sink_paused, .arg = call};
 }

@@ -73,6 +73,8 @@ struct mx_call {
     mx_call *queue_next;
     size_t queue_bytes;
 
+    int cached_tokens;      /* the scheduler's; to go with the next piece; -1: nothing to say */
+
     char tenant[24];        /* of a peer that may not name one: "uid:N"; "": what the query says */
 };
 

@@ -171,22 +171,29 @@ mx_status mx_client_cancel(mx_client *client, uint32_t id, mx_error *error)
 
 /* ---- Events ---- */
 
+static bool is_count(const json_t *json)
+{
+    return json_is_integer(json) && json_integer_value(json) >= 0 && json_integer_value(json) <= INT32_MAX;
+}
+
 static mx_status take_piece(mx_client *client, const mx_frame *frame, mx_event *event, mx_error *error)
 {
-    json_t *json = mx_json_parse(frame->body, frame->body_bytes, error), *choice, *text;
+    json_t *json = mx_json_parse(frame->body, frame->body_bytes, error), *choice, *text, *cached;
 
     if (!json)
         return error->status;
     client->event = json;
     choice = json_object_get(json, "choice");
     text = json_object_get(json, "text");
-    if (!json_is_integer(choice) || json_integer_value(choice) < 0 || json_integer_value(choice) > INT32_MAX ||
-        !json_is_string(text))
-        return mx_fail(error, MX_CORRUPT, NULL, "piece: expected an integer `choice` and a string `text`");
+    cached = json_object_get(json, "cached_tokens");
+    if (!is_count(choice) || !json_is_string(text) || (cached && !is_count(cached)))
+        return mx_fail(error, MX_CORRUPT, NULL, "piece: expected an integer `choice`, a string `text` and no other `cached_tokens`"
+                                                " than an integer");
     event->type = MX_EVENT_PIECE;
     event->choice = (int)json_integer_value(choice);
     event->text = json_string_value(text);
     event->text_bytes = json_string_length(text);
+    event->cached_tokens = cached ? (int)json_integer_value(cached) : -1;
     return MX_OK;
 }
 

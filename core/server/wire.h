@@ -36,7 +36,7 @@ typedef enum {
     MX_FRAME_HELLO = 1, /* both     {"protocol", "version"} */
     MX_FRAME_REQUEST,   /* client   see mx_client_request */
     MX_FRAME_CANCEL,    /* client   no body */
-    MX_FRAME_PIECE,     /* server   {"choice", "text"} */
+    MX_FRAME_PIECE,     /* server   {"choice", "text"}; a request's first one with "cached_tokens" besides */
     MX_FRAME_RESULT,    /* server   see mx_client_request */
     MX_FRAME_ERROR      /* server   {"status", "field", "text", "retry_after_ms"?} */
 } mx_frame_type;

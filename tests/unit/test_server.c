@@ -58,6 +58,36 @@ static void chat_streams_and_ends_with_a_result(void **state)
     mx_engine_close(engine);
 }
 
+/* Said with the first piece, before the result can say it, and not again. */
+static void the_first_piece_says_what_was_cached(void **state)
+{
+    static const char text[] = "{\"op\":\"complete\",\"prompt\":\"0123456789012345678901234567890123456789 and so on and on\","
+                               "\"options\":{\"max_tokens\":6,\"ignore_eos\":true,\"n\":2}}";
+    mx_engine *engine = open_engine();
+    mx_client *client = open_client(engine);
+    mx_event event;
+    mx_error error;
+    json_t *json;
+    (void)state;
+
+    for (int round = 0; round < 2; round++) {
+        int told = -1, n_pieces = 0;
+
+        request(client, text);
+        while (next_event(client, &event, &error) == MX_OK && event.type == MX_EVENT_PIECE) {
+            assert_true(n_pieces == 0 ? event.cached_tokens >= 0 : event.cached_tokens == -1);
+            told = n_pieces++ == 0 ? event.cached_tokens : told;
+        }
+        assert_int_equal(event.type, MX_EVENT_RESULT);
+        json = json_loads(event.json, 0, NULL);
+        assert_int_equal(told, json_integer_value(json_object_get(json, "cached_tokens")));
+        assert_true(round == 0 ? told == 0 : told >= 32);
+        json_decref(json);
+    }
+    mx_client_close(client);
+    mx_engine_close(engine);
+}
+
 static void seeds_and_choices_and_logprobs(void **state)
 {
     mx_engine *engine = open_engine();
@@ -710,6 +740,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(chat_streams_and_ends_with_a_result),
+        cmocka_unit_test(the_first_piece_says_what_was_cached),
         cmocka_unit_test(seeds_and_choices_and_logprobs),
         cmocka_unit_test(the_result_names_the_stop_string),
 cmocka_unit_test(other_operations),

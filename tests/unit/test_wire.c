@@ -499,6 +499,7 @@ static void client_survives_a_bad_server(void **state)
     expect_lost(hello, hello, MX_CORRUPT, "a second hello");
     expect_lost(hello, (sent_frame){MX_FRAME_PIECE, 1, "{}"}, MX_CORRUPT, "piece:");
     expect_lost(hello, (sent_frame){MX_FRAME_PIECE, 1, "{\"choice\":-1,\"text\":\"\"}"}, MX_CORRUPT, "piece:");
+    expect_lost(hello, (sent_frame){MX_FRAME_PIECE, 1, "{\"choice\":0,\"text\":\"\",\"cached_tokens\":-1}"}, MX_CORRUPT, "piece:");
     expect_lost(hello, (sent_frame){MX_FRAME_RESULT, 1, "[]"}, MX_CORRUPT, "result:");
     expect_lost(hello, (sent_frame){MX_FRAME_ERROR, 0, "{\"status\":\"corrupt\",\"text\":\"your frame\"}"}, MX_CORRUPT,
                 "your frame");

@@ -68,6 +68,7 @@ $engine = engine_of($node);
 $run = begin_psql($node, "SELECT mixtral_chat('Count to one thousand.', '{\"ignore_eos\": true}', max_tokens => 4000);");
 ok(wait_for(sub { $node->safe_psql('postgres', "SELECT state, tokens > 2 FROM mixtral_stat_activity") eq 'generating|t' }),
 	'the activity view shows the request and its tokens');
+is($node->safe_psql('postgres', 'SELECT cached FROM mixtral_stat_activity'), '0', '... nothing of whose prompt came from the cache');
 is($node->safe_psql('postgres', "SELECT usename = current_user, datname, function, requests FROM mixtral_stat_activity"),
 	't|postgres|mixtral_chat|1', '... and whose it is');
 is($node->safe_psql('postgres', "SELECT wait_event_type FROM pg_stat_activity WHERE query LIKE '%one thousand%' AND pid <> pg_backend_pid()"),
@@ -78,6 +79,13 @@ like($run->{err}, qr/the mixtral engine was lost while it worked on this request
 is($node->safe_psql('postgres', "SELECT mixtral_chat('hi', max_tokens => 2) IS NOT NULL"), 't', 'the next call is answered');
 isnt(engine_of($node), $engine, '... by another engine');
 like(figure($node, 'last_error'), qr/terminated by signal 9/, 'the view has the reason');
+my $asking = "SELECT mixtral_chat(repeat('A long prompt. ', 40), '{\"ignore_eos\": true}', max_tokens => %d) IS NOT NULL";
+$node->safe_psql('postgres', sprintf($asking, 1));
+$run = begin_psql($node, sprintf($asking, 4000));
+ok(wait_for(sub { $node->safe_psql('postgres', "SELECT cached >= 64 FROM mixtral_stat_activity WHERE state = 'generating'") eq 't' }),
+	'of a prompt that is asked again the view shows what came from the cache');
+$node->safe_psql('postgres', 'SELECT pg_cancel_backend(pid) FROM mixtral_stat_activity');
+end_psql($run);
 is($session->query_safe('SELECT 1'), '1', 'other sessions go on');
 is($node->safe_psql('postgres', 'SELECT pg_postmaster_start_time()'), $started, 'the server has not restarted');
 is($node->safe_psql('postgres', 'SELECT count(*) FROM mixtral_stat_activity'), '0', 'the activity view is empty again');
