@@ -86,6 +86,6 @@ def environment(work):
                PG_REGRESS=os.path.join(pgxs, "test", "regress", "pg_regress"),
                MX_MODELS=os.path.join(work, "models"), MX_RECIPES=os.path.join(work, "recipes"),
                PG_TEST_PORT_DIR=os.path.join(work, "out"), HOME=work, TMPDIR=work, LC_ALL="C.UTF-8")
-    env.setdefault("MX_SOAK_SECONDS", "8")
+    env.setdefault("MX_SOAK_SECONDS", "30")
     env.setdefault("PG_TEST_TIMEOUT_DEFAULT", "120")
     return env
