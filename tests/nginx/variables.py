@@ -101,6 +101,14 @@ class Suite(server.Suite):
         self.assertGreater(float(fields[5]), 0)
         self.assertLess(float(fields[5]), float(fields[8])) # 29 tokens came after the first
 
+    def test_messages(self):
+        body = {"messages": [message("user", "Hello")], "max_tokens": 3, "system": "Be brief."}
+        fields, answer = self.logged(lambda: self.get("/v1/messages", body))
+        usage = answer["usage"]
+        self.assertEqual([int(field) for field in fields[2:5]], [usage["input_tokens"] + usage["cache_read_input_tokens"],
+                                                                 usage["cache_read_input_tokens"], usage["output_tokens"]])
+        self.assertRegex(fields[5], r"\A\d+\.\d{3}\Z")
+
     def test_the_first_token_waits_for_the_prompt(self):
         ttft = []
         for words in 10, 1500:
