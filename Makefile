@@ -143,6 +143,11 @@ $(BUILD)/nginx/libclient.a: $(NGINX_CLIENT)
 	@rm -f $@
 	$(AR) rcs $@ $^
 
+# The chat page, in one.
+$(BUILD)/nginx/ngx_http_mixtral_page.h: $(wildcard nginx_module/chat/*)
+	@mkdir -p $(@D)
+	@nginx_module/chat/embed.sh > $@
+
 $(BUILD)/nginx/objs/Makefile: nginx_module/config
 	@mkdir -p $(BUILD)/nginx
 	@ln -sfn $(NGINX_TREE)/auto $(BUILD)/nginx/auto
@@ -151,13 +156,14 @@ $(BUILD)/nginx/objs/Makefile: nginx_module/config
 	    sh $(NGINX_TREE)/configure "$${NGX_CONF_FLAGS[@]}" --builddir=objs --with-cc="$(CC)" --with-cc-opt="$(CFLAGS)" \
 	    --add-dynamic-module=$(CURDIR)/nginx_module' > $(abspath $(BUILD))/nginx/configure.log
 
-$(BUILD)/ngx_http_mixtral_module.so: $(BUILD)/nginx/objs/Makefile $(NGINX_SOURCE) core/mx.h core/server/keys.h $(BUILD)/nginx/libclient.a
+$(BUILD)/ngx_http_mixtral_module.so: $(BUILD)/nginx/objs/Makefile $(NGINX_SOURCE) core/mx.h core/server/keys.h $(BUILD)/nginx/libclient.a \
+        $(BUILD)/nginx/ngx_http_mixtral_page.h
 	@rm -f $(BUILD)/nginx/objs/ngx_http_mixtral_module.so
 	@$(MAKE) -C $(BUILD)/nginx -f objs/Makefile modules
 	cp --remove-destination $(BUILD)/nginx/objs/ngx_http_mixtral_module.so $@ # a running nginx keeps the old one
 
 check:  ## install what is missing, build, and run every test
-	@tests/install.sh demo check pg nginx
+	@tests/install.sh demo check pg nginx page
 	@$(SUBMAKE) all tests fuzzers $(BUILD)/ngx_http_mixtral_module.so
 	@$(MAKE) -C pg_extension
 	@BUILD='$(BUILD)' tests/run

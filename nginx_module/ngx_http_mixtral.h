@@ -105,10 +105,19 @@ typedef struct {
 } ngx_http_mixtral_main_conf_t;
 
 
+/* mixtral_chat: the page */
+typedef struct {
+    ngx_str_t                   page;
+    ngx_str_t                   etag;
+    u_char                     *policy;     /* of its contents */
+} ngx_http_mixtral_chat_t;
+
+
 typedef struct {
     ngx_http_mixtral_engine_t  *engine;     /* NULL: no mixtral_api here */
     mx_keys                    *keys;       /* NULL: mixtral_keys off */
     ngx_array_t                *metrics;    /* of engines; NULL: not here */
+    ngx_http_mixtral_chat_t    *chat;       /* NULL: not here */
     ngx_msec_t                  timeout;    /* of an engine's silence */
 } ngx_http_mixtral_loc_conf_t;
 
@@ -280,6 +289,10 @@ ngx_int_t ngx_http_mixtral_unauthorized(ngx_http_request_t *r);
 ngx_int_t ngx_http_mixtral_add_tenant(ngx_http_mixtral_exchange_t *x,
     json_t *options);
 void ngx_http_mixtral_check_trust(ngx_http_mixtral_exchange_t *x);
+
+/* chat */
+char *ngx_http_mixtral_set_chat(ngx_conf_t *cf, ngx_command_t *cmd,
+    void *conf);
 
 /* metrics */
 char *ngx_http_mixtral_set_metrics(ngx_conf_t *cf, ngx_command_t *cmd,

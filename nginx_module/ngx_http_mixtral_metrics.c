@@ -114,8 +114,8 @@ ngx_http_mixtral_set_metrics(ngx_conf_t *cf, ngx_command_t *cmd, void *conf)
         return "is duplicate";
     }
 
-    if (lcf->engine != NULL) {
-        return "is in a location with \"mixtral_api\"";
+    if (lcf->engine != NULL || lcf->chat != NULL) {
+        return "is in a location with \"mixtral_api\" or \"mixtral_chat\"";
     }
 
     value = cf->args->elts;

@@ -12,6 +12,7 @@
  *     mixtral_keys     off;     they are open to everybody who gets there
  *     mixtral_timeout  TIME;    of an engine's silence
  *     mixtral_metrics  NAME ...;  engines' figures for Prometheus
+ *     mixtral_chat     NAME [api=PATH];  a page to chat with an engine
  */
 
 
@@ -67,6 +68,13 @@ static ngx_command_t  ngx_http_mixtral_commands[] = {
       NGX_HTTP_LOC_CONF_OFFSET,
       offsetof(ngx_http_mixtral_loc_conf_t, timeout),
       &ngx_http_mixtral_timeout_bounds },
+
+    { ngx_string("mixtral_chat"),
+      NGX_HTTP_LOC_CONF|NGX_CONF_TAKE12,
+      ngx_http_mixtral_set_chat,
+      NGX_HTTP_LOC_CONF_OFFSET,
+      0,
+      NULL },
 
     { ngx_string("mixtral_metrics"),
       NGX_HTTP_LOC_CONF|NGX_CONF_1MORE,
@@ -304,8 +312,9 @@ ngx_http_mixtral_location(ngx_conf_t *cf, ngx_command_t *cmd, void *conf)
         return "is duplicate";
     }
 
-    if (lcf->metrics != NULL) {
-        return "is in a location with \"mixtral_metrics\"";
+    if (lcf->metrics != NULL || lcf->chat != NULL) {
+        return "is in a location with \"mixtral_metrics\" or "
+               "\"mixtral_chat\"";
     }
 
     lcf->engine = ngx_http_mixtral_find_engine(cf, &value[1]);

@@ -1,8 +1,8 @@
 #!/bin/sh
 # Installs the Debian packages that are missing, and says which.
 #
-#   tests/install.sh demo [check] [pg] [nginx]   what building and the demo need; what the tests need besides; a PostgreSQL
-#                                           server; nginx with its headers, and curl
+#   tests/install.sh demo [check] [pg] [nginx] [page]   what building and the demo need; what the tests need besides; a PostgreSQL
+#                                           server; nginx with its headers, and curl; a browser for the chat page
 #   tests/install.sh --headers      installs nothing: names the package of each header that $CC does not find
 #
 # Root or sudo is needed only if something is missing. A command counts as there wherever it came from: another
@@ -16,6 +16,7 @@ demo_libraries='libc6-dev libsodium-dev libjansson-dev libpcre2-dev libsqlite3-d
 check_commands='clang=clang g++=g++ valgrind=valgrind node=nodejs npm=npm'
 check_libraries='libcmocka-dev libclang-rt-dev libsimde-dev'
 nginx_libraries='nginx nginx-dev curl'
+page_commands='chromium=chromium'
 # Any version from 14 to 18 will do, if it is there with its headers; else Debian 12's.
 pg_libraries=
 for version in 14 15 16 17 18; do
@@ -58,7 +59,8 @@ for need in "$@"; do
     check) commands="$commands $check_commands" libraries="$libraries $check_libraries" ;;
     pg) libraries="$libraries $pg_libraries" ;;
     nginx) libraries="$libraries $nginx_libraries" ;;
-    *) echo "usage: $0 demo [check] [pg] [nginx] | --headers" >&2; exit 1 ;;
+    page) commands="$commands $page_commands" ;;
+    *) echo "usage: $0 demo [check] [pg] [nginx] [page] | --headers" >&2; exit 1 ;;
     esac
 done
 
