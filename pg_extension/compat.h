@@ -35,6 +35,10 @@
 #define MarkGUCPrefixReserved(prefix) EmitWarningsOnPlaceholders(prefix)
 #endif
 
+#if PG_VERSION_NUM < 180000
+#define pg_noreturn pg_attribute_noreturn()
+#endif
+
 /* What a waiting session shows in pg_stat_activity.wait_event */
 static inline uint32
 mixtral_wait_event(void)

@@ -80,7 +80,7 @@ extern void mixtral_define_settings(void);
 /* ---- errors.c ---- */
 
 extern int	mixtral_sqlstate(mx_status status);
-extern void mixtral_raise(const mx_error *error) pg_attribute_noreturn();
+pg_noreturn extern void mixtral_raise(const mx_error *error);
 
 /* ---- encoding.c ---- */
 
