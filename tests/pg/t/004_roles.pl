@@ -38,7 +38,7 @@ $node->safe_psql('postgres', "SELECT mixtral_revoke('bob')");
 like(as_role('bob', "SELECT mixtral_chat('hi')"), qr/permission denied/, 'mixtral_revoke');
 $node->safe_psql('postgres', "SELECT mixtral_grant('bob')");
 like(as_role('alice', 'SELECT mixtral_version(); SET mixtral.max_tokens_limit = 0'), qr/permission denied to set parameter/, 'limits are the superuser\'s');
-like(as_role('alice', 'SELECT mixtral_version(); SHOW mixtral.model'), qr/must be superuser/, 'where the model lies is not for everybody');
+like(as_role('alice', 'SELECT mixtral_version(); SHOW mixtral.model'), qr/must be superuser|permission denied to examine/, 'where the model lies is not for everybody');
 is(as_role('alice', 'SELECT model IS NULL, wanted_model IS NULL FROM mixtral_stat_engine'), 't|t', '... nor in the view');
 is(as_role('watch', 'SELECT model IS NULL FROM mixtral_stat_engine'), 'f', '... but for who reads all statistics');
 
