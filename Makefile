@@ -1,7 +1,8 @@
 # Mixtral inside SQLite: one engine in C. `make help` lists the targets.
 #
 # Variables:  CC, CFLAGS       the compiler and its optimisation (default: cc, -O2 -g)
-#             MODEL            a GGUF file for `make demo` (default: the one that `make model` fetches)
+#             MODEL            a GGUF file for the demos (default: the one that `make model` fetches)
+#             PORT             of `make demo-nginx` (default: 8080)
 #             PREFIX, DESTDIR  where `make install` puts things (default: /usr/local)
 #             WERROR=1         warnings are errors
 #             SAN=address,...  build with these sanitizers, into a folder of its own
@@ -162,6 +163,9 @@ $(BUILD)/ngx_http_mixtral_module.so: $(BUILD)/nginx/objs/Makefile $(NGINX_SOURCE
 	@$(MAKE) -C $(BUILD)/nginx -f objs/Makefile modules
 	cp --remove-destination $(BUILD)/nginx/objs/ngx_http_mixtral_module.so $@ # a running nginx keeps the old one
 
+demo-nginx: nginx  ## nginx on 127.0.0.1:8080 (PORT=...) with a chat page and the endpoints, until Ctrl-C
+	@MODEL='$(MODEL)' PORT='$(PORT)' tests/demo/run_nginx
+
 check:  ## install what is missing, build, and run every test
 	@tests/install.sh demo check pg nginx page
 	@$(SUBMAKE) all tests fuzzers $(BUILD)/ngx_http_mixtral_module.so
@@ -251,7 +255,7 @@ fuzz-targets: $(FUZZERS)
 $(BUILD)/fuzz_%: $(OBJ)/tests/fuzz/fuzz_%.o $(LIBRARY)
 	$(CC) $(FLAGS) -fsanitize=fuzzer $(CFLAGS) $(LDFLAGS) -o $@ $^ $(LIBS)
 
-.PHONY: all model demo demo-pg pg nginx check check-asan check-tsan fuzz soak bench install install-nginx uninstall clean help tests fuzzers \
+.PHONY: all model demo demo-pg demo-nginx pg nginx check check-asan check-tsan fuzz soak bench install install-nginx uninstall clean help tests fuzzers \
         fuzz-targets FORCE
 .SECONDARY:
 .DELETE_ON_ERROR:
