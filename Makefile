@@ -135,9 +135,9 @@ NGINX_TREE   := /usr/share/nginx/src
 NGINX_SOURCE := $(wildcard nginx_module/*)
 NGINX_CLIENT := $(addprefix $(OBJ)/core/,server/client.o server/wire.o server/json_parse.o server/keys.o error.o)
 
-nginx: all  ## install nginx and its headers if they are missing, and build build/ngx_http_mixtral_module.so
+nginx:  ## install nginx and its headers if they are missing, and build build/ngx_http_mixtral_module.so
 	@tests/install.sh demo nginx
-	@$(SUBMAKE) $(BUILD)/ngx_http_mixtral_module.so
+	@$(SUBMAKE) all $(BUILD)/ngx_http_mixtral_module.so
 
 $(BUILD)/nginx/libclient.a: $(NGINX_CLIENT)
 	@mkdir -p $(@D)
