@@ -196,14 +196,23 @@ is_ours(const MixtralOutside *outside)
 	return lstat(outside->listen.path, &st) == 0 && st.st_dev == outside->dev && st.st_ino == outside->ino;
 }
 
+/* What was wrong is no more, or is to be told again */
+static void
+forget_trouble(MixtralOutside *outside)
+{
+	if (outside->trouble != NULL)
+		pfree(outside->trouble);
+	outside->trouble = NULL;
+	outside->troubled = false;
+}
+
 /* Logs what is wrong, once as long as it stays the same */
 static void
 complain(MixtralOutside *outside, const char *text)
 {
 	if (outside->trouble != NULL && strcmp(outside->trouble, text) == 0)
 		return;
-	if (outside->trouble != NULL)
-		pfree(outside->trouble);
+	forget_trouble(outside);
 	outside->trouble = MemoryContextStrdup(TopMemoryContext, text);
 	outside->troubled = true;
 	ereport(LOG, (errmsg("mixtral.listen: %s", text)));
@@ -290,9 +299,7 @@ open_outside(MixtralOutside *outside)
 	outside->dev = st.st_dev;
 	outside->ino = st.st_ino;
 	outside->number++;
-	if (outside->trouble != NULL)
-		pfree(outside->trouble);
-	outside->trouble = NULL;
+	forget_trouble(outside);
 	set_access(outside);
 	ereport(LOG, (errmsg("the mixtral engine listens at \"%s\", too", path)));
 }
@@ -317,9 +324,7 @@ mixtral_outside_set(MixtralOutside *outside, const MixtralListen *listen)
 		mixtral_outside_close(outside);
 	outside->listen = *listen;
 	outside->retry_at = 0;
-	if (outside->trouble != NULL)
-		pfree(outside->trouble);
-	outside->trouble = NULL;	/* it is told again after each reload */
+	forget_trouble(outside);	/* it is told again after each reload */
 	if (outside->fd >= 0 && is_ours(outside))
 		set_access(outside);
 }
