@@ -568,11 +568,11 @@ static ngx_uint_t
 ngx_http_mixtral_tick(ngx_http_mixtral_exchange_t *x)
 {
     if (x->engine->page != NULL
-        && x->engine->page->state == NGX_HTTP_MIXTRAL_FAILED)
+        && x->engine->page->state == NGX_HTTP_MIXTRAL_FAILED
+        && ngx_http_mixtral_is_ready(x) == NGX_DECLINED)
     {
         /* it waits in the backlog of an engine that will not come soon */
 
-        (void) ngx_http_mixtral_is_ready(x);
         ngx_http_mixtral_fail(x);
         return 0;
     }

@@ -180,6 +180,7 @@ ngx_http_mixtral_merge_loc_conf(ngx_conf_t *cf, void *parent, void *child)
 
         conf->engine = prev->engine;
         conf->metrics = prev->metrics;
+        conf->chat = prev->chat;
     }
 
     if (conf->metrics != NULL) {

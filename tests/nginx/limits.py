@@ -55,6 +55,7 @@ class Suite(server.Suite):
             if ($http_origin) { add_header X-If yes always; }
             limit_except GET POST { deny all; }
         }
+        location = /page { mixtral_chat main; if ($http_origin) { add_header X-If yes always; } }
         location = /metrics { mixtral_metrics main; if ($http_origin) { add_header X-If yes always; } }
         location /cors/limited/ { mixtral_api main; mixtral_keys off; limit_req zone=cors; add_header X-Limited yes always; }
         location /cors/gone/ { mixtral_api none; mixtral_keys off; add_header X-Gone yes always; }
@@ -200,6 +201,7 @@ class Suite(server.Suite):
             self.error(401, "/blocks/chat/completions", HELLO, headers=headers)
             self.error(404, "/blocks/x", headers=headers)
             self.assertIn(b"mixtral_num_requests_running", self.send("/metrics", headers=headers).read())
+            self.assertIn(b"<html", self.send("/page", headers=headers).read())
         self.error(403, "/blocks/models", method="DELETE")
 
     def test_gzip(self):

@@ -198,6 +198,7 @@ class Suite(server.Suite):
                             ("mixtral_metrics main main;", "duplicate"), ("mixtral_metrics main; mixtral_metrics main;", "duplicate"),
                             ("mixtral_api main; mixtral_keys off; mixtral_metrics main;", "mixtral_api"),
                             ("mixtral_metrics main; mixtral_api main; mixtral_keys off;", "mixtral_metrics"),
+                            ("mixtral_chat main; mixtral_metrics main;", "mixtral_chat"),
                             ("mixtral_timeout 10ms;", "between 100 and"), ("mixtral_timeout soon;", "invalid value")):
             with self.subTest(more=more):
                 self.refused(words, f"location /x {{ {more} }}", engine)

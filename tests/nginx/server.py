@@ -89,7 +89,7 @@ class Suite(unittest.TestCase):
         with open(os.path.join(cls.folder, "stderr"), "wb") as log:
             cls.nginx = subprocess.Popen([NGINX, *arguments], stderr=log)
         cls.addClassCleanup(lambda: cls.stop(cls.nginx))
-        cls.until(lambda: os.path.exists(os.path.join(cls.folder, "http.sock")))
+        cls.until(lambda: os.path.exists(os.path.join(cls.folder, "nginx.pid"))) # it listens then
 
     @classmethod
     def configure(cls):
