@@ -6,7 +6,7 @@ set -eu
 here=$(cd "$(dirname "$0")" && pwd)
 mkdir -p "$1"
 cd "$1"
-if ! cmp -s "$here/requirements.txt" installed.txt; then
+if [ ! -d packages ] || ! cmp -s "$here/requirements.txt" installed.txt; then
     rm -rf packages
     python3 -m pip install --quiet --no-deps --only-binary :all: --disable-pip-version-check --root-user-action ignore \
         --target packages --requirement "$here/requirements.txt" >&2
