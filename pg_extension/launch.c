@@ -36,6 +36,7 @@
 
 #include "catalog/pg_authid.h"
 #include "postmaster/bgworker.h"
+#include "postmaster/interrupt.h"
 #include "utils/acl.h"
 #include "utils/builtins.h"
 #include "utils/memutils.h"
@@ -43,6 +44,7 @@
 #include "utils/timestamp.h"
 
 #define LOOK_MS			20		/* between two looks at a socket that is to come */
+#define RELOAD_MS		200		/* that a reload may take to reach the session that has asked for it */
 #define TELL_AFTER_MS	1000	/* a call that waits longer says what for */
 #define STATE_MAX		65536	/* bytes */
 #define RESTART_S		5		/* a preloaded worker that ended is started again */
@@ -134,14 +136,27 @@ mixtral_state_text(Jsonb *state, const char *key)
 	return NULL;
 }
 
+pg_noreturn static void
+raise_no_model(void)
+{
+	ereport(ERROR,
+			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+			 errmsg("there is no model: mixtral.model is not set"),
+			 errhint("As a superuser: LOAD 'mixtral'; ALTER SYSTEM SET mixtral.model = '/models/x.gguf'; "
+					 "SELECT pg_reload_conf();")));
+}
+
 static void
 judge_state(Jsonb *state, bool *told, TimestampTz since)
 {
 	const char *name = mixtral_state_text(state, "state");
+	bool		is_late = TimestampDifferenceExceeds(since, GetCurrentTimestamp(), TELL_AFTER_MS);
 	const char *trouble;
 
 	if (name == NULL)
 		return;
+	if (strcmp(name, "idle") == 0 && is_late)
+		raise_no_model();		/* the worker knows better than this session's settings */
 	if (strcmp(name, "failed") == 0)
 	{
 		/* it names files */
@@ -153,8 +168,7 @@ judge_state(Jsonb *state, bool *told, TimestampTz since)
 				 trouble != NULL ? errdetail("%s", trouble) : 0,
 				 errhint("It is tried again by itself, and at once after SELECT pg_reload_conf().")));
 	}
-	if (!*told && strcmp(name, "serving") != 0 &&
-		TimestampDifferenceExceeds(since, GetCurrentTimestamp(), TELL_AFTER_MS))
+	if (!*told && strcmp(name, "serving") != 0 && is_late)
 	{
 		*told = true;
 		ereport(NOTICE,
@@ -290,15 +304,20 @@ try_dial(const char *path)
 	return -1;
 }
 
+/*
+ * A script may call right after its pg_reload_conf().  This session takes the
+ * new settings between two commands only, perhaps not before the next one, but
+ * that a reload has come is enough to go and ask the worker.
+ */
 static void
 check_model(void)
 {
-	if (*mixtral_socket == '\0' && *mixtral_model == '\0')
-		ereport(ERROR,
-				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("there is no model: mixtral.model is not set"),
-				 errhint("As a superuser: LOAD 'mixtral'; ALTER SYSTEM SET mixtral.model = '/models/x.gguf'; "
-						 "SELECT pg_reload_conf();")));
+	if (*mixtral_socket != '\0' || *mixtral_model != '\0')
+		return;
+	for (int waited = 0; !ConfigReloadPending && waited < RELOAD_MS; waited += LOOK_MS)
+		mixtral_pause(LOOK_MS);
+	if (!ConfigReloadPending)
+		raise_no_model();
 }
 
 /*

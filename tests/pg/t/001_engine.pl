@@ -205,4 +205,21 @@ $node->start;
 like($err, qr/there is no free slot for the mixtral worker.*HINT:.*max_worker_processes/s, 'no worker slot: an error with a hint');
 $node->stop;
 
+# ---- The README's recipe as a script, in which the call comes before the reload has ----
+
+$node->append_conf('postgresql.conf', 'max_worker_processes = 8');
+$node->start;
+my $recipe = "LOAD 'mixtral';\nALTER SYSTEM SET mixtral.model = '" . model('tiny') . "';\nSELECT pg_reload_conf();\nSELECT mixtral_chat('hi', max_tokens => 1) IS NOT NULL;\n";
+for my $round (1 .. 5)
+{
+	$node->safe_psql('postgres', 'ALTER SYSTEM RESET ALL; SELECT pg_reload_conf()');
+	ok(wait_for(sub { figure($node, 'state') =~ /^(none|idle)$/ }), "round $round: no model is set");
+	is($node->safe_psql('postgres', $recipe), "t\nt", '... and the recipe is answered');
+}
+$node->safe_psql('postgres', 'ALTER SYSTEM RESET ALL; SELECT pg_reload_conf()');
+ok(wait_for(sub { figure($node, 'state') eq 'idle' }), 'without a model again');
+(undef, $out, $err) = $node->psql('postgres', "SELECT pg_reload_conf();\nSELECT mixtral_chat('hi', max_tokens => 2)");
+like($err, qr/there is no model: mixtral.model is not set/, '... a reload that brings none is no reason to wait on');
+$node->stop;
+
 done_testing();
