@@ -18,6 +18,7 @@ CACHE = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
 MODEL = os.path.abspath(os.environ.get("MX_TEST_MODEL") or
                         os.path.join(CACHE, "mixtral", "SmolLM2-135M-Instruct.Q4_1.gguf"))
 CLI = os.path.abspath(os.environ.get("MX_TEST_CLI") or os.path.join(TOP, "build", "mixtral"))
+NGINX_MODULE = os.path.join(TOP, "build", "ngx_http_mixtral_module.so")
 TINY = ["--layers", "2", "--dim", "64", "--ff", "64", "--heads", "4", "--kv-heads", "2", "--experts", "4",
         "--experts-used", "2", "--vocab-size", "600", "--context", "1024", "--type", "Q8_0"]
 
@@ -57,6 +58,8 @@ def prepare(work):
     shutil.copytree(HERE, os.path.join(work, "pg"))
     shutil.copytree(os.path.join(TOP, "sql"), os.path.join(work, "recipes"))
     shutil.copy(os.path.join(TOP, "tests", "demo", "demo_pg.sql"), work)
+    if os.path.exists(NGINX_MODULE):
+        shutil.copy(NGINX_MODULE, work)
     models = os.path.join(work, "models")
     os.mkdir(models)
     shutil.copy(MODEL, os.path.join(models, "chat.gguf"))
@@ -86,6 +89,7 @@ def environment(work):
                PG_REGRESS=os.path.join(pgxs, "test", "regress", "pg_regress"),
                MX_MODELS=os.path.join(work, "models"), MX_RECIPES=os.path.join(work, "recipes"),
                PG_TEST_PORT_DIR=os.path.join(work, "out"), HOME=work, TMPDIR=work, LC_ALL="C.UTF-8")
+    env["MX_NGINX_MODULE"] = os.path.join(work, os.path.basename(NGINX_MODULE))
     env.setdefault("MX_SOAK_SECONDS", "30")
     env.setdefault("PG_TEST_TIMEOUT_DEFAULT", "120")
     return env
