@@ -26,7 +26,7 @@
 #include "ngx_http_mixtral.h"
 
 
-#define NGX_HTTP_MIXTRAL_PROMPT  1024   /* bytes of a prompt that are its start */
+#define NGX_HTTP_MIXTRAL_PROMPT  1024   /* bytes of a prompt, its start */
 #define NGX_HTTP_MIXTRAL_NAME    16     /* bytes of the hash */
 
 
