@@ -1,5 +1,6 @@
 #!/bin/sh
 # The chat page as a C array, on standard output: page.html with the style and the scripts in it.
+# Copyright 2026 the mixtral authors. Licensed under the Apache License, Version 2.0.
 #
 #   embed.sh > ngx_http_mixtral_page.h
 set -eu

@@ -94,7 +94,7 @@ const tests = {
         await until('there is text', async () => (await lastText(page)).length > 20);
         assert.strictEqual(await server.isIdle(), false);
         await page.click('#stop');
-        await until('the engine is idle', () => server.isIdle(), 5);
+        await until('the engine is idle', () => server.isIdle(), 10);
         await ended(page);
         assert.match(await page.locator('.facts').last().textContent(), /Stopped/);
         assert.ok((await lastText(page)).length > 20);
@@ -124,7 +124,7 @@ const tests = {
         await page.waitForTimeout(1500);
         await page.reload();
         assert.ok((await lastText(page)).length > 20);
-        await until('the engine is idle', () => server.isIdle(), 5);
+        await until('the engine is idle', () => server.isIdle(), 10);
         await close(page);
     },
 
@@ -168,11 +168,12 @@ const tests = {
     async 'markup in texts does nothing'() {
         const messages = [{ role: 'user', content: ATTACK }, { role: 'assistant', content: ATTACK, facts: {} },
             { role: 'user', content: 'x' }, { role: 'assistant', content: '', error: ATTACK }];
-        const page = await open('/', { kept: { 'chat 1': { id: '1', changed: 1, messages }, open: '1' } });
+        const settings = { temperature: 0, max_tokens: 40 };
+        const page = await open('/', { kept: { 'chat 1': { id: '1', changed: 1, messages }, open: '1', settings } });
         await page.locator('.turn').nth(3).waitFor();
         await ask(page, ATTACK);
         await page.locator('.turn').nth(5).waitFor();
-        await page.click('#stop').catch(() => ended(page));
+        await ended(page);
         assert.strictEqual(await page.evaluate(() => window.hit), undefined);
         assert.strictEqual(await page.locator('#log img, #log script, #log svg, #log a, #log [onclick], #chats img').count(), 0);
         assert.match(await page.locator('.turn.assistant .code').first().textContent(), /<script>window\.hit=6<\/script>/);
@@ -216,7 +217,7 @@ const tests = {
         await until('there is text', async () => (await lastText(page)).length > 5);
         await page.keyboard.press('Escape');
         await ended(page);
-        await until('the engine is idle', () => server.isIdle(), 5);
+        await until('the engine is idle', () => server.isIdle(), 10);
         const seen = [];
         for (let i = 0; i < 12; i++) {
             await page.keyboard.press('Tab');
