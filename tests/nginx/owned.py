@@ -13,7 +13,7 @@ import threading
 import time
 import unittest
 
-from server import LONG, NGINX, Connection, Suite, harness, write_configuration
+from server import LONG, NGINX, Connection, Suite, harness, processes, read, write_configuration
 
 HELLO = {"prompt": "Hello", "max_tokens": 4, "temperature": 0}
 SERVER = """
@@ -21,24 +21,6 @@ SERVER = """
     location /v1/ { mixtral_api main; mixtral_keys off; }
     location = /health { mixtral_api main; mixtral_keys off; }
 """
-
-
-def read(path):
-    with open(path, "rb") as file:
-        return file.read().decode(errors="replace")
-
-
-def processes():
-    """{pid: (parent, its title)} of all that nginx has named."""
-    found = {}
-    for pid in filter(str.isdigit, os.listdir("/proc")):
-        try:
-            title = read(f"/proc/{pid}/cmdline").replace("\0", " ").strip()
-            if title.startswith("nginx: "):
-                found[int(pid)] = (int(read(f"/proc/{pid}/stat").rpartition(")")[2].split()[1]), title)
-        except OSError:
-            pass # it has ended meanwhile
-    return found
 
 
 class Owned(Suite):

@@ -1,6 +1,6 @@
 """What the suites of nginx share: a real nginx in a folder of its own before `mixtral serve`, and a client of it.
 
-A suite gives, as text of nginx's configuration, what its main, http and server contexts have besides; `{folder}` in it is the folder.
+A suite gives, as text of nginx's configuration, what its main, events, http and server contexts have besides; `{folder}` in it is the folder.
 nginx listens at http.sock there, the engine at engine.sock. error.log is read when the suite ends: a worker that died fails it.
 """
 import http.client
@@ -31,7 +31,7 @@ pid nginx.pid;
 error_log error.log info;
 worker_processes 2;
 {main}
-events {{ }}
+events {{ {events} }}
 http {{
     access_log off;
     client_body_temp_path body;
@@ -61,18 +61,36 @@ class Connection(http.client.HTTPConnection):
         self.sock.connect(self.path)
 
 
-def write_configuration(folder, server="", http="", main=""):
+def read(path):
+    with open(path, "rb") as file:
+        return file.read().decode(errors="replace")
+
+
+def processes():
+    """{pid: (parent, its title)} of all that nginx has named."""
+    found = {}
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            title = read(f"/proc/{pid}/cmdline").replace("\0", " ").strip()
+            if title.startswith("nginx: "):
+                found[int(pid)] = (int(read(f"/proc/{pid}/stat").rpartition(")")[2].split()[1]), title)
+        except OSError:
+            pass # it has ended meanwhile
+    return found
+
+
+def write_configuration(folder, server="", http="", main="", events=""):
     """Arguments for nginx."""
     path = os.path.join(folder, "nginx.conf")
     with open(path, "w", encoding="utf-8") as file:
-        parts = {"server": server, "http": http, "main": main}
+        parts = {"server": server, "http": http, "main": main, "events": events}
         file.write(CONFIGURATION.format(module=MODULE, folder=folder, user="user www-data;" if os.getuid() == 0 else "",
                                         **{name: text.replace("{folder}", folder) for name, text in parts.items()}))
     return ["-p", folder + "/", "-c", path]
 
 
 class Suite(unittest.TestCase):
-    MAIN = HTTP = SERVER = ""
+    MAIN = EVENTS = HTTP = SERVER = ""
     MODEL = harness.MODEL
     ENGINE = ("--socket-mode", "0666")  # arguments of `mixtral serve`
 
@@ -94,7 +112,7 @@ class Suite(unittest.TestCase):
     @classmethod
     def configure(cls):
         """Writes the suite's configuration, in setUpClass and where a test has changed it."""
-        return write_configuration(cls.folder, cls.SERVER, cls.HTTP, cls.MAIN)
+        return write_configuration(cls.folder, cls.SERVER, cls.HTTP, cls.MAIN, cls.EVENTS)
 
     @classmethod
     def tearDownClass(cls):
