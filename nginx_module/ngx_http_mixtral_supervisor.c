@@ -172,6 +172,31 @@ ngx_http_mixtral_become(const ngx_http_mixtral_command_t *command)
 }
 
 
+/*
+ * Linux weighs sessions first (sched_autogroup_enabled): in one of our own,
+ * the priority has to be the session's too.
+ */
+
+static void
+ngx_http_mixtral_set_priority(ngx_int_t priority)
+{
+    int  fd;
+
+    if (setpriority(PRIO_PROCESS, 0, (int) priority) < 0) {
+        ngx_http_mixtral_say("warning", "cannot set priority %d: %s",
+                             (int) priority, strerror(errno));
+    }
+
+    fd = open("/proc/self/autogroup", O_WRONLY|O_CLOEXEC);
+    if (fd < 0) {
+        return; /* a kernel that does not */
+    }
+
+    (void) dprintf(fd, "%d", (int) priority);
+    (void) close(fd);
+}
+
+
 static ngx_int_t
 ngx_http_mixtral_settle(ngx_http_mixtral_process_t *p,
     ngx_http_mixtral_supervisor_t *s)
@@ -202,10 +227,7 @@ ngx_http_mixtral_settle(ngx_http_mixtral_process_t *p,
         return NGX_ERROR;
     }
 
-    if (setpriority(PRIO_PROCESS, 0, (int) p->command->priority) < 0) {
-        ngx_http_mixtral_say("warning", "cannot set priority %d: %s",
-                             (int) p->command->priority, strerror(errno));
-    }
+    ngx_http_mixtral_set_priority(p->command->priority);
 
     if (ngx_http_mixtral_become(p->command) != NGX_OK || chdir("/") < 0) {
         return NGX_ERROR;

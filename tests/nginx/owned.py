@@ -11,7 +11,6 @@ import subprocess
 import tempfile
 import threading
 import time
-import unittest
 
 from server import LONG, NGINX, Connection, Suite, harness, processes, read, write_configuration
 
@@ -123,6 +122,8 @@ class Owned(Suite):
         for pid in engine, supervisor:
             self.assertEqual(os.stat(f"/proc/{pid}").st_uid, user)
             self.assertEqual(os.getpriority(os.PRIO_PROCESS, pid), 7)
+            if os.path.exists(f"/proc/{pid}/autogroup"):
+                self.assertIn("nice 7", read(f"/proc/{pid}/autogroup"))
         self.assertGreater(int(read(f"/proc/{engine}/oom_score_adj")), int(read(f"/proc/{supervisor}/oom_score_adj")))
         self.assertEqual(self.get("/v1/models")["data"][0]["id"], "small")
         for pid in [*self.workers(), self.nginx.pid, supervisor]:
