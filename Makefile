@@ -189,7 +189,7 @@ fuzz:  ## run every fuzz target for FUZZ_SECONDS
 
 soak:  ## the long tests: fuzz targets for 10 minutes each, 10,000 chats in one process
 	@tests/install.sh demo check pg nginx
-	@$(SUBMAKE) all fuzzers $(BUILD)/ngx_http_mixtral_module.so
+	@$(SUBMAKE) all fuzzers $(BUILD)/tests/tools/static_load $(BUILD)/ngx_http_mixtral_module.so
 	@$(MAKE) -C pg_extension
 	@tests/soak.sh
 

@@ -1,7 +1,8 @@
 #!/bin/sh
 # The long tests, which `make soak` runs after building: every fuzz target for SOAK_SECONDS (600), clients of a server that
 # are killed and hostile bodies through nginx for as long, then SOAK_CHATS (10,000) chats in one process through SQLite, and
-# connections and engines that come and go, and 32 sessions of PostgreSQL for SOAK_PG_SECONDS (300). Memory must not grow.
+# connections and engines that come and go, whose memory must not grow; 32 sessions of PostgreSQL for SOAK_PG_SECONDS (300),
+# and static files beside streams of nginx for SOAK_NGINX_SECONDS (300).
 #
 #     SOAK_SECONDS=0      no fuzzing, nobody is killed
 #     SOAK_MODEL=x.gguf   chats with that model instead of a tiny one of random weights
@@ -146,6 +147,12 @@ pg_seconds=${SOAK_PG_SECONDS:-300}
 if [ "$pg_seconds" -gt 0 ]; then
     echo "32 sessions of PostgreSQL for $pg_seconds s"
     MX_TEST_MODEL=$(tests/fetch.sh model) MX_SOAK_SECONDS=$pg_seconds tests/pg/run 005 || failed=1
+fi
+
+nginx_seconds=${SOAK_NGINX_SECONDS:-300}
+if [ "$nginx_seconds" -gt 0 ]; then
+    echo "static files beside 32 streams of nginx for $nginx_seconds s"
+    MX_TEST_MODEL=$(tests/fetch.sh model) MX_SOAK_SECONDS=$nginx_seconds /usr/bin/python3 tests/nginx/load.py || failed=1
 fi
 
 [ "$failed" -eq 0 ] && echo "soak: nothing found" || echo "soak: FAILED"
