@@ -196,7 +196,7 @@ soak:  ## the long tests: fuzz targets for 10 minutes each, 10,000 chats in one 
 bench: all  ## measure speed on this machine
 	@tests/bench/run
 
-install: all  ## into $(DESTDIR)$(PREFIX): program, SQLite extension, library and its header, systemd units
+install: all  ## into $(DESTDIR)$(PREFIX): program, SQLite extension, library and its header, systemd units; nginx's module if built
 	install -D -m 755 $(BUILD)/mixtral $(DESTDIR)$(PREFIX)/bin/mixtral
 	install -D -m 755 $(BUILD)/mixtral.so $(DESTDIR)$(PREFIX)/lib/sqlite3/mixtral.so
 	install -D -m 644 $(BUILD)/libmixtral.a $(DESTDIR)$(PREFIX)/lib/libmixtral.a
@@ -204,13 +204,15 @@ install: all  ## into $(DESTDIR)$(PREFIX): program, SQLite extension, library an
 	install -D -m 644 core/cli/systemd/mixtral.socket $(DESTDIR)$(PREFIX)/lib/systemd/system/mixtral.socket
 	sed 's|@PREFIX@|$(PREFIX)|' core/cli/systemd/mixtral.service > $(BUILD)/mixtral.service
 	install -D -m 644 $(BUILD)/mixtral.service $(DESTDIR)$(PREFIX)/lib/systemd/system/mixtral.service
+	@[ ! -f $(BUILD)/ngx_http_mixtral_module.so ] || $(MAKE) install-nginx
 
 install-nginx: nginx  ## the module into $(DESTDIR)/usr/lib/nginx/modules, where Debian's nginx looks for it
 	install -D -m 644 $(BUILD)/ngx_http_mixtral_module.so $(DESTDIR)/usr/lib/nginx/modules/ngx_http_mixtral_module.so
 
 uninstall:  ## remove what install put there
 	rm -f $(addprefix $(DESTDIR)$(PREFIX)/,bin/mixtral lib/sqlite3/mixtral.so lib/libmixtral.a include/mx.h \
-	    lib/systemd/system/mixtral.socket lib/systemd/system/mixtral.service)
+	    lib/systemd/system/mixtral.socket lib/systemd/system/mixtral.service) \
+	    $(DESTDIR)/usr/lib/nginx/modules/ngx_http_mixtral_module.so
 
 clean:  ## remove everything that was built
 	rm -rf build pg_extension/*.o pg_extension/*.d pg_extension/*.so
