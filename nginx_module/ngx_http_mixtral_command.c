@@ -213,8 +213,13 @@ ngx_http_mixtral_parameter(ngx_conf_t *cf, ngx_http_mixtral_command_t *command,
 static char *
 ngx_http_mixtral_find_program(ngx_conf_t *cf, ngx_str_t *name)
 {
-    char        *path, *p, *end;
-    size_t       size;
+    char    *path, *p, *end;
+    size_t   size;
+
+    if (ngx_process == NGX_PROCESS_SIGNALLER) {
+        /* nginx -s must work without it, too */
+        return (char *) name->data;
+    }
 
     if (ngx_strlchr(name->data, name->data + name->len, '/') != NULL) {
 

@@ -170,7 +170,11 @@ ngx_http_mixtral_set_keys(ngx_conf_t *cf, ngx_command_t *cmd, void *conf)
         return "is duplicate";
     }
 
-    if (ngx_strcmp(value[1].data, "off") == 0) {
+    /* nginx -s must work with a file that is wrong, too */
+
+    if (ngx_strcmp(value[1].data, "off") == 0
+        || ngx_process == NGX_PROCESS_SIGNALLER)
+    {
         lcf->keys = NULL;
         return NGX_CONF_OK;
     }

@@ -344,6 +344,24 @@ class Owned(Suite):
             self.assertEqual(done.returncode, 1)
             self.assertIn("Permission denied", done.stderr)
 
+    def test_signals_check_nothing(self):
+        program, keys = (os.path.join(self.folder, name) for name in ("program", "keys"))
+        shutil.copy(harness.CLI, program)
+        os.chmod(program, 0o755)
+        subprocess.run([harness.CLI, "key", "new", keys], check=True, capture_output=True)
+        arguments = self.write(program=program)
+        configuration = read(arguments[-1]).replace("mixtral_keys off", f"mixtral_keys {keys}", 1)
+        with open(arguments[-1], "w", encoding="utf-8") as file:
+            file.write(configuration)
+        self.nginx = subprocess.Popen([NGINX, *arguments], stderr=subprocess.DEVNULL)
+        self.until(lambda: self.health() == 200)
+        os.unlink(program)
+        os.unlink(keys)
+        self.assertEqual(subprocess.run([NGINX, "-t", *arguments], capture_output=True, check=False).returncode, 1)
+        done = subprocess.run([NGINX, "-s", "stop", *arguments], capture_output=True, text=True, check=False)
+        self.assertEqual(done.returncode, 0, done.stderr)
+        self.nginx.wait(10)
+
     def test_the_parameters(self):
         for engine, words in (("threads=2", "model=FILE"), ("model=x threads=0", "1 to 256"), ("model=x threads=two", "1 to 256"),
                               ("model=x kv_pool=lots", "such as 2g"), ("model=x kv_pool=0", "such as 2g"),
