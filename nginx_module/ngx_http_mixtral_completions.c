@@ -193,10 +193,11 @@ ngx_http_mixtral_object(ngx_http_mixtral_exchange_t *x, const char *prefix,
 {
     json_t  *object;
 
-    object = json_pack("{s:o, s:s, s:I, s:s, s:o}",
+    object = json_pack("{s:o, s:s, s:I, s:s, s:s, s:o}",
                        "id", json_sprintf("%s-%s", prefix, x->id),
                        "object", kind, "created", (json_int_t) x->created,
                        "model", ngx_http_mixtral_answer_model(x),
+                       "system_fingerprint", "mixtral-" MX_VERSION,
                        "choices", choices);
 
     if (object != NULL && x->stream && x->include_usage

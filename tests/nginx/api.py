@@ -32,6 +32,7 @@ class Suite(server.Suite):
     def test_chat(self):
         answer = self.get("/v1/chat/completions", HELLO)
         self.assertEqual(answer["object"], "chat.completion")
+        self.assertTrue(answer["system_fingerprint"].startswith("mixtral-"))
         choice, usage = answer["choices"][0], answer["usage"]
         self.assertEqual(choice["message"]["role"], "assistant")
         self.assertEqual(usage["completion_tokens"], 6)
