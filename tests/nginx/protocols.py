@@ -229,8 +229,8 @@ class Protocols(server.Suite):
             for _ in range(STREAMS):
                 peer = socket.socket(socket.AF_UNIX)
                 self.addCleanup(peer.close)
+                peer.connect(os.path.join(self.folder, "http.sock")) # waits where the backlog is full, as with a time limit it would not
                 peer.settimeout(harness.SECONDS)
-                peer.connect(os.path.join(self.folder, "http.sock"))
                 peer.sendall(head + body)
                 peers.append(peer)
             self.until(lambda: self.workers_kb() > before + STREAMS) # all are taken up: each has a request and its pool
