@@ -665,27 +665,29 @@ ngx_http_mixtral_exec_info(ngx_http_mixtral_command_t *command,
 static int
 ngx_http_mixtral_listen_to(ngx_pid_t pid, int input, char *text, size_t size)
 {
-    int             status;
-    size_t          used;
-    ssize_t         n;
-    struct pollfd   pfd;
-    struct timeval  begin, now;
+    int              status;
+    size_t           used;
+    ssize_t          n;
+    struct pollfd    pfd;
+    struct timeval   now;
+    ngx_msec_int_t   left;
+    ngx_msec_t       end;
 
     used = 0;
-    n = 1;
-    ngx_gettimeofday(&begin);
 
-    while (n > 0) {
+    ngx_gettimeofday(&now);
+    end = now.tv_sec * 1000 + now.tv_usec / 1000 + NGX_HTTP_MIXTRAL_CHECK;
+
+    do {
         ngx_gettimeofday(&now);
+        left = (ngx_msec_int_t) (end - (now.tv_sec * 1000
+                                        + now.tv_usec / 1000));
 
         pfd.fd = input;
         pfd.events = POLLIN;
         pfd.revents = 0;
 
-        if (poll(&pfd, 1, (int) (NGX_HTTP_MIXTRAL_CHECK
-                                 - (now.tv_sec - begin.tv_sec) * 1000))
-            <= 0)
-        {
+        if (left <= 0 || poll(&pfd, 1, (int) left) <= 0) {
             (void) kill(pid, SIGKILL);
             used = ngx_snprintf((u_char *) text, size - 1,
                                 "it took more than %d s to look at the file",
@@ -694,8 +696,13 @@ ngx_http_mixtral_listen_to(ngx_pid_t pid, int input, char *text, size_t size)
             break;
         }
 
-        n = read(input, text + used, used < size - 1 ? size - 1 - used : 0);
+        n = read(input, text + used, size - 1 - used);
         used += (n > 0) ? n : 0;
+
+    } while (n > 0 && used < size - 1);
+
+    if (used == size - 1) {
+        (void) kill(pid, SIGKILL); /* enough has been said */
     }
 
     text[used] = '\0';
