@@ -40,8 +40,6 @@ typedef struct ngx_http_mixtral_api_s       ngx_http_mixtral_api_t;
  * figure is written by the supervisor alone and makes sense by itself. */
 typedef struct {
     ngx_atomic_t              state;        /* one of the next three */
-    ngx_atomic_t              pid;          /* of the engine; 0: none */
-    ngx_atomic_t              starts;       /* of engines, so far */
     ngx_atomic_t              retry;        /* s, until another start */
 } ngx_http_mixtral_page_t;
 
@@ -49,6 +47,11 @@ typedef struct {
 #define NGX_HTTP_MIXTRAL_LOADING  0
 #define NGX_HTTP_MIXTRAL_READY    1
 #define NGX_HTTP_MIXTRAL_FAILED   2
+
+
+/* Descriptors that an engine which nginx runs inherits */
+#define NGX_HTTP_MIXTRAL_LISTENER  3
+#define NGX_HTTP_MIXTRAL_LIFELINE  4
 
 
 /* An engine that nginx runs: what mixtral_engine's parameters ask for */
@@ -212,7 +215,7 @@ struct ngx_http_mixtral_exchange_s {
 
 /* module */
 extern ngx_module_t  ngx_http_mixtral_module;
-ngx_http_mixtral_engine_t *ngx_http_mixtral_find_engine(ngx_conf_t *cf,
+ngx_http_mixtral_engine_t *ngx_http_mixtral_named_engine(ngx_conf_t *cf,
     ngx_str_t *name);
 
 /* handler */
@@ -277,6 +280,8 @@ ngx_int_t ngx_http_mixtral_copy(ngx_http_mixtral_exchange_t *x,
     json_t *options, const char *from, const char *to);
 ngx_int_t ngx_http_mixtral_text(ngx_http_mixtral_exchange_t *x,
     const char *field, json_t *content, json_t **text);
+ngx_int_t ngx_http_mixtral_given_messages(ngx_http_mixtral_exchange_t *x,
+    json_t **messages);
 void ngx_http_mixtral_count(ngx_http_mixtral_exchange_t *x, json_t *result);
 const char *ngx_http_mixtral_answer_model(ngx_http_mixtral_exchange_t *x);
 

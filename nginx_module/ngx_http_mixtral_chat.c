@@ -158,11 +158,8 @@ ngx_http_mixtral_set_chat(ngx_conf_t *cf, ngx_command_t *cmd, void *conf)
         return "is in a location with \"mixtral_api\" or \"mixtral_metrics\"";
     }
 
-    engine = ngx_http_mixtral_find_engine(cf, &value[1]);
+    engine = ngx_http_mixtral_named_engine(cf, &value[1]);
     if (engine == NULL) {
-        ngx_conf_log_error(NGX_LOG_EMERG, cf, 0,
-                           "there is no \"mixtral_engine\" named \"%V\" "
-                           "before this", &value[1]);
         return NGX_CONF_ERROR;
     }
 

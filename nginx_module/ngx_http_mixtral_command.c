@@ -278,7 +278,9 @@ ngx_http_mixtral_parse_command(ngx_conf_t *cf, ngx_str_t *name)
 
     static ngx_str_t  program = ngx_string("mixtral");
     static char      *begin[] = {
-        "serve", "--listen-fd", "3", "--lifeline-fd", "4"
+        "serve",
+        "--listen-fd", ngx_value(NGX_HTTP_MIXTRAL_LISTENER),
+        "--lifeline-fd", ngx_value(NGX_HTTP_MIXTRAL_LIFELINE)
     };
 
     value = cf->args->elts;

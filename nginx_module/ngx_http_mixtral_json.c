@@ -309,6 +309,26 @@ ngx_http_mixtral_text(ngx_http_mixtral_exchange_t *x, const char *field,
 }
 
 
+/* The body's messages, of which there is at least one */
+
+ngx_int_t
+ngx_http_mixtral_given_messages(ngx_http_mixtral_exchange_t *x,
+    json_t **messages)
+{
+    *messages = ngx_http_mixtral_field(x->body, "messages");
+
+    if (json_array_size(*messages) > 0) {
+        return NGX_OK;
+    }
+
+    return ngx_http_mixtral_refuse(x, MX_INVALID, "messages",
+                                   "messages: expected an array of at least "
+                                   "one message, got %s",
+                                   json_is_array(*messages) ? "an empty one"
+                                   : ngx_http_mixtral_kind(*messages));
+}
+
+
 /* The figures of a result join those of the request. */
 
 void

@@ -220,14 +220,9 @@ ngx_http_mixtral_messages_conversation(ngx_http_mixtral_exchange_t *x,
     json_t     *given, *messages, *system, *text;
     ngx_int_t   rc;
 
-    given = ngx_http_mixtral_field(x->body, "messages");
-
-    if (json_array_size(given) == 0) {
-        return ngx_http_mixtral_refuse(x, MX_INVALID, "messages",
-                                       "messages: expected an array of at "
-                                       "least one message, got %s",
-                                       json_is_array(given) ? "an empty one"
-                                       : ngx_http_mixtral_kind(given));
+    rc = ngx_http_mixtral_given_messages(x, &given);
+    if (rc != NGX_OK) {
+        return rc;
     }
 
     messages = json_array();

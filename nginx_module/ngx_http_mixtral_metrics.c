@@ -130,12 +130,8 @@ ngx_http_mixtral_set_metrics(ngx_conf_t *cf, ngx_command_t *cmd, void *conf)
 
     for (i = 0; i < cf->args->nelts - 1; i++) {
 
-        engines[i] = ngx_http_mixtral_find_engine(cf, &value[i + 1]);
-
+        engines[i] = ngx_http_mixtral_named_engine(cf, &value[i + 1]);
         if (engines[i] == NULL) {
-            ngx_conf_log_error(NGX_LOG_EMERG, cf, 0,
-                               "there is no \"mixtral_engine\" named \"%V\" "
-                               "before this", &value[i + 1]);
             return NGX_CONF_ERROR;
         }
 

@@ -215,7 +215,7 @@ ngx_http_mixtral_merge_loc_conf(ngx_conf_t *cf, void *parent, void *child)
 }
 
 
-ngx_http_mixtral_engine_t *
+static ngx_http_mixtral_engine_t *
 ngx_http_mixtral_find_engine(ngx_conf_t *cf, ngx_str_t *name)
 {
     ngx_uint_t                      i;
@@ -235,6 +235,26 @@ ngx_http_mixtral_find_engine(ngx_conf_t *cf, ngx_str_t *name)
     }
 
     return NULL;
+}
+
+
+/* The engine that a directive names; NULL: it has been logged that there is
+ * none. */
+
+ngx_http_mixtral_engine_t *
+ngx_http_mixtral_named_engine(ngx_conf_t *cf, ngx_str_t *name)
+{
+    ngx_http_mixtral_engine_t  *engine;
+
+    engine = ngx_http_mixtral_find_engine(cf, name);
+
+    if (engine == NULL) {
+        ngx_conf_log_error(NGX_LOG_EMERG, cf, 0,
+                           "there is no \"mixtral_engine\" named \"%V\" "
+                           "before this", name);
+    }
+
+    return engine;
 }
 
 
@@ -318,11 +338,8 @@ ngx_http_mixtral_location(ngx_conf_t *cf, ngx_command_t *cmd, void *conf)
                "\"mixtral_chat\"";
     }
 
-    lcf->engine = ngx_http_mixtral_find_engine(cf, &value[1]);
+    lcf->engine = ngx_http_mixtral_named_engine(cf, &value[1]);
     if (lcf->engine == NULL) {
-        ngx_conf_log_error(NGX_LOG_EMERG, cf, 0,
-                           "there is no \"mixtral_engine\" named \"%V\" "
-                           "before this", &value[1]);
         return NGX_CONF_ERROR;
     }
 

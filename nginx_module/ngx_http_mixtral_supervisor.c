@@ -36,12 +36,11 @@
 #include <sys/signalfd.h>
 
 
-/* descriptors of the supervisor; the first two numbers are the engine's too */
-#define NGX_HTTP_MIXTRAL_LISTENER  3
-#define NGX_HTTP_MIXTRAL_LIFELINE  4
+/* descriptors of the supervisor besides those that an engine has too */
 #define NGX_HTTP_MIXTRAL_USERS     5
 #define NGX_HTTP_MIXTRAL_NODE      6
-#define NGX_HTTP_MIXTRAL_NODE_PATH "/proc/self/fd/6"
+#define NGX_HTTP_MIXTRAL_NODE_PATH "/proc/self/fd/"                           \
+                                   ngx_value(NGX_HTTP_MIXTRAL_NODE)
 #define NGX_HTTP_MIXTRAL_NFILES    4
 #define NGX_HTTP_MIXTRAL_OTHERS    7       /* the first that has no use */
 
@@ -307,29 +306,25 @@ ngx_http_mixtral_exec(ngx_http_mixtral_supervisor_t *s, int lifeline,
 }
 
 
-static void
-ngx_http_mixtral_set_state(ngx_http_mixtral_supervisor_t *s, ngx_uint_t state)
-{
-    s->page->pid = s->engine;
-    s->page->state = state;
-}
-
+/* The next start: at once, or after a pause that grows with the failures */
 
 static void
-ngx_http_mixtral_pause(ngx_http_mixtral_supervisor_t *s)
+ngx_http_mixtral_plan(ngx_http_mixtral_supervisor_t *s, ngx_uint_t at_once)
 {
     ngx_uint_t  pause;
 
-    pause = ngx_min(s->failures, 7);
-    pause = pause ? (ngx_uint_t) 1 << (pause - 1) : 0;
+    if (at_once) {
+        s->retry = ngx_http_mixtral_now();
+        s->page->state = NGX_HTTP_MIXTRAL_LOADING;
+        return;
+    }
+
+    pause = (ngx_uint_t) 1 << (ngx_min(s->failures, 7) - 1);
     pause = ngx_min(pause, NGX_HTTP_MIXTRAL_PAUSE);
 
     s->retry = ngx_http_mixtral_now() + pause * 1000;
-    s->page->retry = pause ? pause : 1;
-
-    ngx_http_mixtral_set_state(s, s->failures
-                                  ? NGX_HTTP_MIXTRAL_FAILED
-                                  : NGX_HTTP_MIXTRAL_LOADING);
+    s->page->retry = pause;
+    s->page->state = NGX_HTTP_MIXTRAL_FAILED;
 }
 
 
@@ -363,14 +358,13 @@ ngx_http_mixtral_spawn(ngx_http_mixtral_supervisor_t *s)
         ngx_http_mixtral_say("error", "cannot start an engine: %s",
                              strerror(errno));
         s->failures++;
-        ngx_http_mixtral_pause(s);
+        ngx_http_mixtral_plan(s, 0);
         return;
     }
 
     s->engine = pid;
     s->lifeline = life[1];
-    s->page->starts++;
-    ngx_http_mixtral_set_state(s, NGX_HTTP_MIXTRAL_LOADING);
+    s->page->state = NGX_HTTP_MIXTRAL_LOADING;
 
     if (mx_client_connect(NGX_HTTP_MIXTRAL_NODE_PATH,
                           &s->probe, &error)
@@ -402,7 +396,7 @@ ngx_http_mixtral_probe(ngx_http_mixtral_supervisor_t *s)
 
     if (status == MX_OK && event.type == MX_EVENT_RESULT) {
         s->ready = ngx_http_mixtral_now();
-        ngx_http_mixtral_set_state(s, NGX_HTTP_MIXTRAL_READY);
+        s->page->state = NGX_HTTP_MIXTRAL_READY;
 
     } else {
         (void) kill(s->engine, SIGKILL);
@@ -418,9 +412,10 @@ ngx_http_mixtral_probe(ngx_http_mixtral_supervisor_t *s)
 static void
 ngx_http_mixtral_bury(ngx_http_mixtral_supervisor_t *s, int status)
 {
-    ngx_uint_t  lasted;
+    ngx_uint_t  served, lasted;
 
-    lasted = s->ready
+    served = (s->ready != 0);
+    lasted = served
              && ngx_http_mixtral_now() - s->ready > NGX_HTTP_MIXTRAL_LASTED;
 
     if (!s->leaving && WIFSIGNALED(status)) {
@@ -432,26 +427,14 @@ ngx_http_mixtral_bury(ngx_http_mixtral_supervisor_t *s, int status)
                              (int) s->engine, WEXITSTATUS(status));
     }
 
-    s->failures = lasted ? 0 : s->failures + 1;
-
-    /* one that has served at all is tried again at once, the first time */
-
-    if (s->ready && s->failures == 1) {
-        s->failures = 0;
-        s->ready = 0;
-        ngx_http_mixtral_pause(s);
-        s->failures = 1;
-
-    } else {
-        s->ready = 0;
-        ngx_http_mixtral_pause(s);
-    }
-
     s->engine = 0;
-    s->page->pid = 0;
+    s->ready = 0;
     (void) close(s->lifeline);
     mx_client_close(s->probe);
     s->probe = NULL;
+
+    s->failures = lasted ? 0 : s->failures + 1;
+    ngx_http_mixtral_plan(s, served && s->failures <= 1);
 }
 
 

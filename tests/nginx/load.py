@@ -17,7 +17,7 @@ import threading
 import time
 
 import server
-from server import LONG, harness
+from server import LONG, copy_readable, harness
 
 SECONDS = float(os.environ.get("MX_SOAK_SECONDS", "30"))
 STREAMS = 32
@@ -32,12 +32,7 @@ class Load(server.Suite):
     def setUpClass(cls):
         files = tempfile.TemporaryDirectory()
         cls.addClassCleanup(files.cleanup)
-        os.chmod(files.name, 0o755)
-        for source, name, mode in ((harness.MODEL, "model.gguf", 0o644), (harness.CLI, "mixtral", 0o755)):
-            path = os.path.join(files.name, name)
-            with open(source, "rb") as original, open(path, "wb") as copy:
-                copy.write(original.read())
-            os.chmod(path, mode)
+        copy_readable(files.name)
         with open(os.path.join(files.name, "file"), "wb") as file:
             file.write(os.urandom(8192))
         os.chmod(file.name, 0o644)

@@ -79,6 +79,14 @@ def processes():
     return found
 
 
+def copy_readable(folder):
+    """model.gguf and mixtral, in a folder that nginx's user may enter: where they are it may have no access."""
+    os.chmod(folder, 0o755)
+    for source, name, mode in ((harness.MODEL, "model.gguf", 0o644), (harness.CLI, "mixtral", 0o755)):
+        shutil.copy(source, os.path.join(folder, name))
+        os.chmod(os.path.join(folder, name), mode)
+
+
 def write_configuration(folder, server="", http="", main="", events=""):
     """Arguments for nginx."""
     path = os.path.join(folder, "nginx.conf")
