@@ -128,7 +128,7 @@ class Suite(server.Suite):
     SERVER = """
         keepalive_requests 1000000;
         location /v1/ { mixtral_api main; mixtral_keys off; client_body_buffer_size 1k; }
-        location /front/ { proxy_pass http://machines/v1/; }
+        location /front/ { proxy_pass http://machines/v1/; client_max_body_size 32m; }
     """
 
     @classmethod
